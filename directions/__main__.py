@@ -1,0 +1,137 @@
+"""The command line: python -m directions estimate | show | align | check."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from . import files
+from .direction import LIBRARY, available, load
+
+EXAMPLES = """examples:
+  python -m directions show                             # what is in the library
+  python -m directions show smollm2-135m-instruct
+  python -m directions check strangers-file.safetensors
+  python -m directions estimate ./Llama-3.1-8B-Instruct --name llama-3.1-8b
+  python -m directions align smollm2-135m-instruct ./states.safetensors --out aligned.safetensors
+"""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m directions",
+        description="Estimate safety directions in a language model, look at them, align them to a text encoder.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    estimate = commands.add_parser("estimate", help="learn a direction in a local language model (needs transformers)")
+    estimate.add_argument("model", type=Path, help="a Hugging Face folder with *.safetensors, or a .gguf file")
+    estimate.add_argument("--name", required=True, help="the model's name; also the file's name without --out")
+    estimate.add_argument("--out", type=Path, help="file to write (default: the library folder)")
+    estimate.add_argument("--layer", default="auto", help='hidden layer, several as "8,20", or "auto" (default): the one that separates unseen themes best')
+    estimate.add_argument("--pairs", type=Path, help="folder of <category>.tsv (default: the shipped pairs)")
+    estimate.add_argument("--anchors", type=Path, help="benign prompts, .tsv (default: the shipped anchors)")
+    estimate.add_argument("--licence", default="", help="licence of the direction, for the file")
+    estimate.add_argument("--device-map", default=None, help='"auto" splits and offloads a big model through accelerate')
+
+    show = commands.add_parser("show", help="what a direction file holds; without a name, what there is")
+    show.add_argument("direction", nargs="?", help="a name from the library, or a path")
+
+    align = commands.add_parser("align", help="fit a direction to an encoder's states on its anchor prompts")
+    align.add_argument("direction", help="a name from the library, or a path")
+    align.add_argument("states", type=Path, help="safetensors with one tensor `states`, float16 or float32 [anchors, width], in the order of the anchor prompts")
+    align.add_argument("--method", default="auto", help="svd, ridge, cca, mlp or auto (default)")
+    align.add_argument("--out", type=Path, required=True, help="file to write")
+
+    check = commands.add_parser("check", help="check files from strangers without using them; exit status 1 if any is bad")
+    check.add_argument("files", type=Path, nargs="+")
+    return parser
+
+
+def _estimate(args: argparse.Namespace) -> None:
+    from .estimate import estimate
+    from .prompts import HERE, read_anchors, read_pairs
+    from .sources import load_source, terminal, weights_hash
+
+    layer = args.layer if args.layer == "auto" else [int(part) for part in args.layer.split(",")]
+    pairs = read_pairs(args.pairs or HERE / "pairs")
+    # The safe halves are benign prompts like the others, in the very scenes where the line runs.
+    anchors = [a.prompt for a in read_anchors(args.anchors or HERE / "anchors.tsv")] + [p.safe for p in pairs]
+    model, tokenizer = load_source(args.model, args.device_map)
+    source = {"model": args.name, "weights_sha256": weights_hash(args.model)}
+    direction = estimate(model, tokenizer, pairs, anchors, layer, source=source, licence=args.licence, progress=terminal)
+    path = direction.save(args.out or LIBRARY / f"{args.name}.safetensors")
+    print(f"{path.name}: {len(direction.categories)} categories, {len(anchors)} anchors, layers {direction.source['layers']}")
+
+
+def _show(args: argparse.Namespace) -> None:
+    if args.direction is None:
+        for name in available():
+            print(name)
+        return
+    direction = load(args.direction)
+    facts = {
+        "name": direction.name,
+        "source": dict(direction.source),
+        "categories": list(direction.categories),
+        "width": direction.width,
+        "anchors": len(direction.anchor_prompts),
+        "readers": bool(direction.readers),
+        "norms": {name: round(vector.norm().item(), 4) for name, vector in direction.vectors.items()},
+        "pairs": dict(direction.pairs),
+        "licence": direction.licence,
+        "created": direction.created,
+        "fingerprint": direction.fingerprint,
+    }
+    print(json.dumps(facts, indent=2))
+
+
+def _align(args: argparse.Namespace) -> None:
+    from .align import align
+    from .aligned import load_states
+
+    aligned = align(load(args.direction), load_states(args.states), args.method)
+    aligned.save(args.out)
+    print(json.dumps(aligned.fit, indent=2))
+
+
+def _check(args: argparse.Namespace) -> int:
+    from .aligned import load_aligned
+    from .direction import read_direction
+
+    bad = 0
+    for path in args.files:
+        faults = []
+        for read in (read_direction, load_aligned):
+            try:
+                read(path)
+                break
+            except (files.DirectionFormatError, OSError) as error:
+                faults.append(str(error))
+        else:
+            bad += 1
+            print(f"bad   {path}: {faults[1] if 'aligned' in faults[0] else faults[0]}")
+            continue
+        print(f"good  {path}")
+    return 1 if bad else 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns the exit status. Faults in the input go to standard error in one line."""
+    args = _parser().parse_args(arguments)
+    try:
+        return {"estimate": _estimate, "show": _show, "align": _align, "check": _check}[args.command](args) or 0
+    except (ValueError, OSError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; nothing was written", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,169 @@
+"""The direction: what was learned once in a source model, and travels as one file."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Mapping, Sequence
+
+from torch import Tensor
+
+from . import files
+from .files import DirectionFormatError
+
+LIBRARY = Path(__file__).parent / "library"
+GLOBAL = "global"
+_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+_REQUIRED = ("source", "categories", "anchor_prompts", "pairs", "licence", "created", "tool_version")
+
+
+@dataclass(frozen=True)
+class Direction:
+    """A safety direction in the space of its source model.
+
+    Attributes:
+        vectors: `global` and one vector per category, float32 [D], from unsafe to safe, unnormalised:
+            the mean over pairs of pooled(safe) - pooled(unsafe) (arXiv 2606.05290, step 1).
+        readers: one functional per vector, float32 [D]: state @ reader is greater for unsafe prompts.
+            Empty in files that carry none; aligning then whitens the direction instead.
+        anchor_states: the source's pooled states on the benign anchors, float16 [N, D].
+        anchor_prompts: the N benign prompts, in the same order.
+        source: the model's name, the hash of its weights, layers, pooling and prompt template.
+        pairs: how many pairs there were per category, and their hash.
+    """
+
+    vectors: Mapping[str, Tensor]
+    readers: Mapping[str, Tensor]
+    anchor_states: Tensor
+    anchor_prompts: tuple[str, ...]
+    source: Mapping[str, Any]
+    pairs: Mapping[str, Any]
+    licence: str = ""
+    created: str = ""
+    tool_version: str = ""
+    name: str = field(default="", compare=False)
+
+    @property
+    def categories(self) -> tuple[str, ...]:
+        """The category names, without `global`, sorted."""
+        return tuple(sorted(name for name in self.vectors if name != GLOBAL))
+
+    @property
+    def width(self) -> int:
+        """D, the source feature width (layers concatenated)."""
+        return self.anchor_states.shape[1]
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over the vectors, readers and anchors: what an alignment depends on."""
+        digest = hashlib.sha256("\n".join(self.anchor_prompts).encode())
+        for group in (self.vectors, self.readers):
+            for name in sorted(group):
+                digest.update(name.encode() + group[name].float().numpy().tobytes())
+        digest.update(self.anchor_states.half().numpy().tobytes())
+        return digest.hexdigest()
+
+    def save(self, path: str | Path) -> Path:
+        """Write the file (format: docs/format.md), whole or not at all."""
+        tensors = {f"direction.{name}": vector.float() for name, vector in self.vectors.items()}
+        tensors |= {f"reader.{name}": reader.float() for name, reader in self.readers.items()}
+        tensors["anchors.states"] = self.anchor_states.half()
+        metadata = {
+            "source": dict(self.source),
+            "categories": list(self.categories),
+            "anchor_prompts": list(self.anchor_prompts),
+            "pairs": dict(self.pairs),
+            "licence": self.licence,
+            "created": self.created,
+            "tool_version": self.tool_version,
+        }
+        fault = _fault({name: (None, tuple(t.shape)) for name, t in tensors.items()}, metadata)
+        if fault:
+            raise ValueError(f"can't save this direction: {fault}")
+        return files.write(path, "direction", tensors, metadata)
+
+
+def is_name(text: Any) -> bool:
+    """Whether `text` can be a category: lower-case letters, digits, "_" and "-"; at most 64."""
+    return isinstance(text, str) and _NAME.fullmatch(text) is not None
+
+
+def _fault(entries: Mapping[str, tuple], metadata: Mapping[str, Any]) -> str | None:
+    missing = [key for key in _REQUIRED if key not in metadata]
+    if missing:
+        return f"the metadata lacks {missing}"
+    if not isinstance(metadata["source"], dict) or not isinstance(metadata["source"].get("model"), str):
+        return "the metadata's source does not name a model"
+    if not isinstance(metadata["pairs"], dict):
+        return "the metadata's pairs are not an object"
+    if not all(isinstance(metadata[key], str) for key in ("licence", "created", "tool_version")):
+        return "the metadata's licence, created and tool_version are not text"
+    names = metadata["categories"]
+    if not isinstance(names, list) or not all(map(is_name, names)) or len(set(names)) != len(names) or GLOBAL in names:
+        return "the metadata's categories are not a list of distinct short names"
+    expected = {f"direction.{name}" for name in (GLOBAL, *names)} | {"anchors.states"}
+    readers = {f"reader.{name}" for name in (GLOBAL, *names)}
+    if any(name.startswith("reader.") for name in entries):
+        expected |= readers
+    if set(entries) != expected:
+        return f"tensors {sorted(set(entries) ^ expected)[:5]} are missing or unknown"
+    shape = entries["anchors.states"][1]
+    if len(shape) != 2 or shape[0] < 2:
+        return f"anchors.states has shape {list(shape)}, not [N, D] with at least two anchors"
+    for name in sorted(expected - {"anchors.states"}):
+        if entries[name][1] != (shape[1],):
+            return f"{name} has shape {list(entries[name][1])}; the anchors are {shape[1]} wide"
+    prompts = metadata["anchor_prompts"]
+    if not isinstance(prompts, list) or len(prompts) != shape[0] or not all(isinstance(p, str) and p for p in prompts):
+        return f"the metadata has not one prompt for each of the {shape[0]} anchor states"
+    return None
+
+
+def read_direction(path: str | Path) -> Direction:
+    """Read and check a direction file.
+
+    Raises:
+        DirectionFormatError: what is wrong with the file, and where.
+    """
+    path = Path(path)
+    tensors, metadata = files.read(path, "direction", _fault)
+    named = {
+        kind: {name.removeprefix(kind): tensor.float() for name, tensor in tensors.items() if name.startswith(kind)}
+        for kind in ("direction.", "reader.")
+    }
+    if any(not vector.any() for group in named.values() for vector in group.values()):
+        raise DirectionFormatError(f"{path.name}: a direction or reader is all zeros")
+    return Direction(
+        vectors=named["direction."],
+        readers=named["reader."],
+        anchor_states=tensors["anchors.states"].half(),
+        anchor_prompts=tuple(metadata["anchor_prompts"]),
+        name=path.stem,
+        **{key: metadata[key] for key in ("source", "pairs", "licence", "created", "tool_version")},
+    )
+
+
+def available(folders: Sequence[str | Path] = ()) -> dict[str, Path]:
+    """The direction files that can be loaded by name: the shipped library, then `folders`."""
+    found: dict[str, Path] = {}
+    for folder in (LIBRARY, *map(Path, folders)):
+        for path in sorted(folder.glob("*.safetensors")):
+            found.setdefault(path.stem, path)
+    return found
+
+
+def load(name: str | Path, folders: Sequence[str | Path] = ()) -> Direction:
+    """Load a direction by the name it has in the library (or in `folders`), or by its path.
+
+    Raises:
+        FileNotFoundError: no such name or path; lists the names that there are.
+        DirectionFormatError: the file is not a sound direction file.
+    """
+    known = available(folders)
+    if str(name) in known:
+        return read_direction(known[str(name)])
+    if isinstance(name, Path) or str(name).endswith(".safetensors"):
+        return read_direction(name)
+    raise FileNotFoundError(f"no direction {str(name)!r}; there are: {', '.join(known) or 'none'} (or give a path to a .safetensors file)")

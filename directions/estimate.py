@@ -1,0 +1,154 @@
+"""Estimate: learn a direction once, in a language model, from paired safe and unsafe prompts."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from datetime import datetime, timezone
+from typing import Any, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from .direction import GLOBAL, Direction
+from .prompts import Pair, pairs_hash
+from .sources import Progress, pooled_states, quiet
+
+TOOL_VERSION = "0.1.0"
+READER_PENALTY = 0.01
+
+
+def estimate(
+    model,
+    tokenizer,
+    pairs: Sequence[Pair],
+    anchors: Sequence[str],
+    layer: int | Sequence[int] | str = "auto",
+    *,
+    source: Mapping[str, Any] | None = None,
+    licence: str = "",
+    progress: Progress = quiet,
+) -> Direction:
+    """Learn `global` and one direction per category, with a reader for each.
+
+    A direction is the mean over pairs of pooled(safe) - pooled(unsafe): arXiv 2606.05290, step 1.
+    A reader is a logistic regression of unsafe halves against safe halves and anchors, on the same
+    states: the direction is what to add, the reader is how to tell (docs/method.md).
+
+    Args:
+        model, tokenizer: a transformers causal language model and its tokenizer.
+        pairs: minimal pairs; each has its category.
+        anchors: benign prompts; their states go into the file, so that aligning needs no model.
+        layer: hidden-state index, several (their features are concatenated), or "auto": the layer
+            whose reader separates unseen themes best.
+        source: facts about the model for the file: at least `model`, its name.
+
+    Raises:
+        ValueError: too few pairs or anchors, or a layer that the model does not have.
+    """
+    pairs, anchors = list(pairs), list(dict.fromkeys(anchors))
+    if len(pairs) < 8 or len(anchors) < 16:
+        raise ValueError(f"{len(pairs)} pairs and {len(anchors)} anchors are too few: at least 8 and 16 are needed")
+    depth = model.config.get_text_config().num_hidden_layers
+    layers = _layers(layer, depth)
+    states = pooled_states(model, tokenizer, [*anchors, *(p.safe for p in pairs), *(p.unsafe for p in pairs)], layers, progress=progress)
+    if not torch.isfinite(states).all():
+        raise ValueError("the source model gave NaN or infinite states: load it in float32 or bfloat16")
+    if layer == "auto":
+        best = choose_layer(states, pairs, len(anchors), progress)
+        layers, states = [layers[best]], states[:, best : best + 1]
+    features = states.flatten(1)
+    benign, safe, unsafe = features.split([len(anchors), len(pairs), len(pairs)])
+    groups = {GLOBAL: torch.ones(len(pairs), dtype=torch.bool)}
+    groups |= {c: torch.tensor([p.category == c for p in pairs]) for c in sorted({p.category for p in pairs})}
+    vectors, readers = {}, {}
+    for name, rows in groups.items():
+        vectors[name] = (safe[rows] - unsafe[rows]).double().mean(0).float()
+        readers[name] = fit_reader(torch.cat([benign, safe]), unsafe[rows])
+    counts = Counter(p.category for p in pairs)
+    return Direction(
+        vectors=vectors,
+        readers=readers,
+        anchor_states=benign.half(),
+        anchor_prompts=tuple(anchors),
+        source={"model": "unnamed", **(source or {}), "layers": layers, "pooling": "mean over prompt tokens", "template": "{prompt}"},
+        pairs={"counts": dict(sorted(counts.items())), "sha256": pairs_hash(pairs)},
+        licence=licence,
+        created=_now(),
+        tool_version=TOOL_VERSION,
+    )
+
+
+def _now() -> str:
+    """Now, or SOURCE_DATE_EPOCH for builds that must come out byte for byte the same."""
+    epoch = os.environ.get("SOURCE_DATE_EPOCH")
+    moment = datetime.fromtimestamp(int(epoch), timezone.utc) if epoch else datetime.now(timezone.utc)
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _layers(layer: int | Sequence[int] | str, depth: int) -> list[int]:
+    if layer == "auto":
+        return list(range(depth // 4, depth + 1, 2))
+    layers = [layer] if isinstance(layer, int) else list(layer)
+    wrong = [index for index in layers if not isinstance(index, int) or not 0 <= index <= depth]
+    if wrong or not layers:
+        raise ValueError(f"layer {wrong or layer!r}: this model has layers 0 (embedding) to {depth}, or use \"auto\"")
+    return layers
+
+
+def choose_layer(states: Tensor, pairs: Sequence[Pair], anchors: int, progress: Progress = quiet) -> int:
+    """The column of `states` [prompts, layers, width] whose reader tells unseen themes apart best.
+
+    Every fourth theme of a category is held out; the measure is the area under the ROC curve of
+    unseen unsafe halves against unseen safe halves and unseen anchors.
+    """
+    themes = {theme: index for index, theme in enumerate(dict.fromkeys((p.category, p.theme) for p in pairs))}
+    seen = torch.tensor([themes[p.category, p.theme] % 4 != 3 for p in pairs])
+    if seen.all() or not seen.any():
+        seen = torch.arange(len(pairs)) % 4 != 3
+    seen_anchor = torch.arange(anchors) % 4 != 3
+    areas = []
+    for column in progress(range(states.shape[1]), states.shape[1], "choosing the layer"):
+        benign, safe, unsafe = states[:, column].split([anchors, len(pairs), len(pairs)])
+        reader = fit_reader(torch.cat([benign[seen_anchor], safe[seen]]), unsafe[seen])
+        areas.append(roc_area(torch.cat([benign[~seen_anchor], safe[~seen]]) @ reader, unsafe[~seen] @ reader))
+    return max(range(len(areas)), key=areas.__getitem__)
+
+
+def roc_area(benign: Tensor, unsafe: Tensor) -> float:
+    """Probability that an unsafe score lies above a benign one (ties count half)."""
+    below = torch.searchsorted(benign.sort().values, unsafe, right=False).double()
+    upto = torch.searchsorted(benign.sort().values, unsafe, right=True).double()
+    return ((below + upto) / 2).mean().item() / len(benign)
+
+
+def fit_reader(benign: Tensor, unsafe: Tensor, penalty: float = READER_PENALTY) -> Tensor:
+    """Logistic regression in standardised features, as one functional on raw states.
+
+    Args:
+        benign, unsafe: float [n, D].
+        penalty: weight of the squared norm, per sample, in standardised features.
+
+    Returns:
+        float32 [D]; greater means more unsafe. It has no offset: aligning sets the scale.
+    """
+    states = torch.cat([benign, unsafe]).double()
+    mean, spread = states.mean(0), states.std(0).clamp_min(1e-6)
+    features = (states - mean) / spread
+    labels = torch.cat([torch.zeros(len(benign)), torch.ones(len(unsafe))]).double()
+    weights = torch.zeros(states.shape[1] + 1, dtype=torch.double, requires_grad=True)
+    optimiser = torch.optim.LBFGS([weights], max_iter=100, tolerance_grad=1e-6, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimiser.zero_grad()
+        logits = features @ weights[:-1] + weights[-1]
+        value = torch.nn.functional.binary_cross_entropy_with_logits(logits, labels)
+        value = value + penalty * weights[:-1].square().sum()
+        value.backward()
+        return value
+
+    with torch.inference_mode(False), torch.enable_grad():
+        optimiser.step(loss)  # type: ignore[arg-type]
+    return (weights.detach()[:-1] / spread).float()
+
+

@@ -1,0 +1,172 @@
+"""Read and write the pack's safetensors files. The only module that writes files.
+
+A file from a stranger is hostile until checked: everything that can be known from the header
+(kinds, shapes, sizes, offsets, metadata) is checked before any tensor is allocated.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import stat
+import tempfile
+from pathlib import Path
+from typing import Any, Mapping
+
+import torch
+from torch import Tensor
+
+FORMAT_VERSION = 1
+METADATA_KEY = "safety_direction"
+MAX_HEADER_BYTES = 16 << 20
+MAX_FILE_BYTES = 2 << 30
+MAX_TENSORS = 4096
+DTYPES = {"F32": (torch.float32, 4), "F16": (torch.float16, 2)}
+
+
+class DirectionFormatError(ValueError):
+    """A direction or aligned-direction file that can't be used; says which file, what is wrong and where."""
+
+
+class _Fault(Exception):
+    pass
+
+
+def _unique(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    out = dict(items)
+    if len(out) != len(items):
+        raise _Fault("a name stands twice in the header")
+    return out
+
+
+def _no_constant(word: str) -> Any:
+    raise _Fault(f"{word} is not a number that JSON has")
+
+
+def _json(text: str | bytes, what: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+    except RecursionError:
+        raise _Fault(f"{what} is nested too deeply") from None
+    except (ValueError, UnicodeDecodeError) as error:
+        raise _Fault(f"{what} is not JSON: {str(error)[:120]}") from None
+    if not isinstance(value, dict):
+        raise _Fault(f"{what} is not a JSON object")
+    return value
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 1 << 48
+
+
+def _check_entries(header: dict[str, Any], room: int) -> dict[str, tuple[str, tuple[int, ...]]]:
+    if len(header) > MAX_TENSORS:
+        raise _Fault(f"the header lists {len(header)} tensors, more than {MAX_TENSORS}")
+    entries, spans = {}, []
+    for name, entry in header.items():
+        if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+            raise _Fault(f"tensor {name[:80]!r}: its entry is not dtype, shape and data_offsets")
+        dtype, shape, span = entry["dtype"], entry["shape"], entry["data_offsets"]
+        if not isinstance(dtype, str) or dtype not in DTYPES:
+            raise _Fault(f"tensor {name[:80]!r}: dtype {str(dtype)[:20]!r}, where {' or '.join(DTYPES)} was expected")
+        if not isinstance(shape, list) or not 1 <= len(shape) <= 3 or not all(_is_count(n) and n for n in shape):
+            raise _Fault(f"tensor {name[:80]!r}: the shape is not one to three positive whole numbers")
+        if not isinstance(span, list) or len(span) != 2 or not all(map(_is_count, span)):
+            raise _Fault(f"tensor {name[:80]!r}: data_offsets are not two whole numbers")
+        if span[1] - span[0] != math.prod(shape) * DTYPES[dtype][1]:
+            raise _Fault(f"tensor {name[:80]!r}: {span[1] - span[0]} bytes can't hold shape {shape} of {dtype}")
+        spans.append(span)
+        entries[name] = (dtype, tuple(shape))
+    end = 0
+    for start, stop in sorted(spans):
+        if start != end:
+            raise _Fault("tensors overlap or leave a gap in the data")
+        end = stop
+    if end != room:
+        raise _Fault(f"the header describes {end} bytes of data and the file has {room} (truncated or padded?)")
+    return entries
+
+
+def _finite(name: str, tensor: Tensor) -> Tensor:
+    if not torch.isfinite(tensor).all():
+        raise _Fault(f"tensor {name!r} has NaN or infinite values")
+    return tensor
+
+
+def read(path: str | Path, kind: str, check) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read a file of `kind` ("direction" or "aligned") as `(tensors, metadata)`.
+
+    `check(entries, metadata)` sees `{name: (dtype, shape)}` before anything is allocated and
+    returns a sentence on what is wrong, or None.
+
+    Raises:
+        DirectionFormatError: what is wrong, and where.
+        FileNotFoundError: there is no such file.
+    """
+    path = Path(path)
+    try:
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as stream:
+            facts = os.fstat(stream.fileno())
+            if not stat.S_ISREG(facts.st_mode):
+                raise _Fault("not a regular file")
+            size = facts.st_size
+            if size > MAX_FILE_BYTES:
+                raise _Fault(f"{size} bytes, more than the {MAX_FILE_BYTES} that such a file can have")
+            if size < 10:
+                raise _Fault("too short to be a safetensors file (empty or truncated)")
+            length = int.from_bytes(stream.read(8), "little")
+            if length > min(size - 8, MAX_HEADER_BYTES):
+                raise _Fault(f"the header claims {length} bytes; the file has {size} (truncated, or not safetensors)")
+            header = _json(stream.read(length), "the header")
+            text = header.pop("__metadata__", None)
+            if not isinstance(text, dict) or not isinstance(text.get(METADATA_KEY), str):
+                raise _Fault(f"the metadata {METADATA_KEY!r} is missing: not a safety-direction file")
+            metadata = _json(text[METADATA_KEY], "the metadata")
+            if metadata.get("format_version") != FORMAT_VERSION or metadata.get("kind") != kind:
+                found = f"{str(metadata.get('kind'))[:40]!r} version {str(metadata.get('format_version'))[:20]}"
+                raise _Fault(f"it is {found}; this reader knows {kind!r} version {FORMAT_VERSION}")
+            entries = _check_entries(header, size - 8 - length)
+            fault = check(entries, metadata)
+            if fault:
+                raise _Fault(fault)
+            data = bytearray(size - 8 - length)
+            if stream.readinto(data) != len(data):
+                raise _Fault("the file ended early (truncated while it was read)")
+        tensors = {}
+        for name, (dtype, shape) in entries.items():
+            start = header[name]["data_offsets"][0]
+            flat = torch.frombuffer(data, dtype=DTYPES[dtype][0], count=math.prod(shape), offset=start)
+            tensors[name] = _finite(name, flat.reshape(shape).clone())
+        return tensors, metadata
+    except _Fault as fault:
+        raise DirectionFormatError(f"{path.name}: {fault}") from None
+    except IsADirectoryError:
+        raise DirectionFormatError(f"{path.name}: a folder, not a file") from None
+
+
+def write(path: str | Path, kind: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> Path:
+    """Write the file whole or not at all: a temporary neighbour, flushed, then renamed over `path`."""
+    from safetensors.torch import save
+
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"kind": kind, "format_version": FORMAT_VERSION, **metadata}, ensure_ascii=False, sort_keys=True)
+    data = save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata={METADATA_KEY: text})
+    write_bytes(path, data)
+    return path
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Replace `path` by `data` in one step; a kill leaves the old file or the new one."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,68 @@
+"""The prompts that directions are built from: minimal pairs per category, and benign anchors.
+
+Both are tab-separated text with a header line, split into `train` and `held_out` by theme.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from pathlib import Path
+from typing import Iterable, NamedTuple
+
+HERE = Path(__file__).parent
+
+
+class Pair(NamedTuple):
+    """Two prompts that differ only in one concept."""
+
+    category: str
+    theme: str
+    style: str
+    safe: str
+    unsafe: str
+
+
+class Anchor(NamedTuple):
+    """One benign prompt."""
+
+    theme: str
+    style: str
+    prompt: str
+
+
+def _rows(path: Path, columns: tuple[str, ...], split: str | None) -> Iterable[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as stream:
+        reader = csv.DictReader(stream, delimiter="\t", quoting=csv.QUOTE_NONE)
+        missing = [c for c in ("split", *columns) if c not in (reader.fieldnames or [])]
+        if missing:
+            raise ValueError(f"{path}: the header line lacks the columns {missing} (tab-separated)")
+        for row in reader:
+            empty = [c for c in columns if not (row[c] or "").strip()]
+            if empty:
+                raise ValueError(f"{path}, line {reader.line_num}: nothing in the columns {empty}")
+            if split is None or row["split"] == split:
+                yield row
+
+
+def read_pairs(folder: str | Path = HERE / "pairs", split: str | None = "train") -> list[Pair]:
+    """Pairs from `folder/<category>.tsv`; `split` is "train", "held_out" or None for both."""
+    files = sorted(Path(folder).glob("*.tsv"))
+    if not files:
+        raise FileNotFoundError(f"no <category>.tsv in {folder}")
+    columns = ("theme", "style", "safe", "unsafe")
+    return [Pair(file.stem, *(row[c] for c in columns)) for file in files for row in _rows(file, columns, split)]
+
+
+def read_anchors(path: str | Path = HERE / "anchors.tsv", split: str | None = "train") -> list[Anchor]:
+    """Benign anchors; `split` is "train", "held_out" (fresh benign prompts for measuring) or None for both."""
+    columns = ("theme", "style", "prompt")
+    return [Anchor(*(row[c] for c in columns)) for row in _rows(Path(path), columns, split)]
+
+
+def pairs_hash(pairs: Iterable[Pair]) -> str:
+    """SHA-256 over the pairs' text, in order."""
+    digest = hashlib.sha256()
+    for pair in pairs:
+        digest.update("\t".join((pair.category, pair.safe, pair.unsafe)).encode() + b"\n")
+    return digest.hexdigest()

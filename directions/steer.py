@@ -1,0 +1,61 @@
+"""Steer: move text-conditioning states to the safe side. Pure functions; strategies by name in MODES."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Callable, Mapping
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from .aligned import AlignedDirection
+
+NEIGHBOURS = 4
+TOKEN_MARGIN = 0.5
+
+
+def add(states: Tensor, aligned: "AlignedDirection", names: tuple[str, ...], alpha: float, budget: float, content: Tensor) -> Tensor:
+    """h + alpha * v on every content token (arXiv 2606.05290, step 4)."""
+    return torch.where(content.unsqueeze(-1), states + alpha * aligned.vector(names).to(states), states)
+
+
+def project(states: Tensor, aligned: "AlignedDirection", names: tuple[str, ...], alpha: float, budget: float, content: Tensor) -> Tensor:
+    """Raise each token's component along the direction to its benign mean, if it lies below the benign `budget` quantile."""
+    for name in names:
+        unit = torch.nn.functional.normalize(aligned.vector((name,)), dim=0).to(states)
+        component = (states - aligned.center.to(states)) @ unit
+        low = content & (component < aligned.token_level(name, budget))
+        states = torch.where(low.unsqueeze(-1), states - component.unsqueeze(-1) * unit, states)
+    return states
+
+
+def gate(states: Tensor, aligned: "AlignedDirection", names: tuple[str, ...], alpha: float, budget: float, content: Tensor) -> Tensor:
+    """Act on flagged prompts only, there on the tokens that carry the concept, and land among benign states."""
+    flagged = aligned.flagged(states, budget, names, content)
+    if not flagged.any():
+        return states
+    marks = torch.stack([aligned.score(states, name) for name in names]).amax(0)
+    mean = (marks * content).sum(-1, keepdim=True) / content.sum(-1, keepdim=True).clamp_min(1)
+    chosen = content & flagged.unsqueeze(-1) & (marks > mean.clamp(max=TOKEN_MARGIN))
+    moved = land(states[chosen] + alpha * aligned.vector(names).to(states), aligned.bank.to(states))
+    out = states.clone()
+    out[chosen] = moved
+    return out
+
+
+def land(states: Tensor, bank: Tensor) -> Tensor:
+    """Softmax average of the nearest bank states, so that what comes out looks like benign conditioning.
+
+    Args:
+        states: [n, W]; bank: [M, W].
+    """
+    if len(states) == 0 or len(bank) == 0:
+        return states
+    distance = torch.cdist(states.float(), bank.float())
+    near, index = distance.topk(min(NEIGHBOURS, len(bank)), largest=False)
+    weight = torch.softmax(-(near - near[:, :1]) / near.mean(1, keepdim=True).clamp_min(1e-6) * 8, dim=1)
+    return (weight.unsqueeze(-1) * bank[index].float()).sum(1).to(states)
+
+
+Mode = Callable[[Tensor, "AlignedDirection", tuple[str, ...], float, float, Tensor], Tensor]
+MODES: Mapping[str, Mode] = {"gate": gate, "add": add, "project": project}
