@@ -1,0 +1,26 @@
+# make demo     see it work: builds what is missing into ~/.cache/safety-directions, then runs the demo
+# make test     lint, types, and every test, against a real ComfyUI
+# make clean    remove what these leave in this folder (the cache stays; it can be deleted at any time)
+#
+# PYTHON=python3.12         the Python to build with, 3.10 or newer
+# COMFYUI_PATH, COMFYUI_PYTHON, SAFETY_DIRECTIONS_CACHE     see demo/environment.py
+
+PYTHON ?= python3
+MYPY_CONFIG := $(shell grep -qs '^\[tool.mypy\]' pyproject.toml || echo --ignore-missing-imports)
+
+.PHONY: demo test clean
+
+demo:
+	@python="$$($(PYTHON) -m demo.environment demo)" && "$$python" -m demo
+
+# The folder itself is a package once ComfyUI has loaded it, and its name need not be one that Python can import:
+# --explicit-package-bases keeps mypy from deriving module names from it.
+test:
+	@set -e; python="$$($(PYTHON) -m demo.environment test)"; \
+	"$$python" -m ruff check .; \
+	"$$python" -m mypy $(MYPY_CONFIG) --explicit-package-bases $(wildcard directions nodes); \
+	"$$python" -m pytest tests -q -rs
+
+clean:
+	rm -rf demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
+	find . -name .git -prune -o -name __pycache__ -type d -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""The demo, and the real ComfyUI that it and the tests run in."""

@@ -1,0 +1,39 @@
+"""Align Safety Direction."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..directions.align import METHODS
+from . import encoders
+from .sockets import CATEGORY, Aligned, Direction
+
+
+class AlignSafetyDirection(io.ComfyNode):
+    """Fits a direction to the loaded text encoder, from benign prompts only; once per encoder."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SafetyDirectionAlign",
+            display_name="Align Safety Direction",
+            category=CATEGORY,
+            description="Fits the direction to the text encoder that is loaded. It encodes a few thousand harmless "
+            "prompts, once; the result is kept on disk.",
+            search_aliases=["nsfw", "safe", "safety"],
+            inputs=[
+                Direction.Input("direction"),
+                io.Clip.Input("clip", tooltip="The text encoder that your prompts go through."),
+                io.Combo.Input(
+                    "method",
+                    options=["auto", *METHODS],
+                    default="auto",
+                    tooltip="How the two spaces are matched. auto: whichever fits held-out harmless prompts best.",
+                ),
+            ],
+            outputs=[Aligned.Output(display_name="aligned")],
+        )
+
+    @classmethod
+    def execute(cls, direction, clip, method: str) -> io.NodeOutput:
+        return io.NodeOutput(encoders.align_encoder(clip, direction, method))

@@ -1,0 +1,61 @@
+"""Load Safety Direction."""
+
+from __future__ import annotations
+
+import os
+
+import folder_paths
+from comfy_api.latest import io
+
+from ..directions.direction import available, load
+from .sockets import CATEGORY, Direction
+
+FOLDER = "safety_directions"
+
+
+def register_folder() -> None:
+    """Make models/safety_directions known to ComfyUI."""
+    folder_paths.add_model_folder_path(FOLDER, os.path.join(folder_paths.models_dir, FOLDER), is_default=True)
+
+
+def _folders() -> list[str]:
+    return folder_paths.get_folder_paths(FOLDER) if FOLDER in folder_paths.folder_names_and_paths else []
+
+
+class LoadSafetyDirection(io.ComfyNode):
+    """A direction file, by name, from the pack's library or models/safety_directions."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SafetyDirectionLoad",
+            display_name="Load Safety Direction",
+            category=CATEGORY,
+            description="Loads a safety direction: what a language model learned about safe and unsafe prompts.",
+            search_aliases=["nsfw", "safe", "censor", "safety filter", "concept slider"],
+            inputs=[
+                io.Combo.Input(
+                    "direction",
+                    options=list(available(_folders())),
+                    tooltip="A file from the pack's library or from models/safety_directions.",
+                )
+            ],
+            outputs=[Direction.Output(display_name="direction")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, direction: str) -> bool | str:
+        if direction not in available(_folders()):
+            return f"there is no direction {direction!r} in the library or in models/{FOLDER}"
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, direction: str) -> str:
+        path = available(_folders()).get(direction)
+        return f"{path}:{path.stat().st_mtime_ns}" if path else direction
+
+    @classmethod
+    def execute(cls, direction: str) -> io.NodeOutput:
+        if direction not in available(_folders()):  # a graph can send any text; only listed names are opened
+            raise ValueError(f"there is no direction {direction!r} in the library or in models/{FOLDER}")
+        return io.NodeOutput(load(direction, _folders()))
