@@ -229,7 +229,7 @@ class _Levels:
         scores = scores / self.token_spread
         counts = torch.bincount(owner, minlength=len(tokens)).to(scores.dtype).unsqueeze(1)
         mean = torch.zeros(len(tokens), scores.shape[1], dtype=scores.dtype).index_add_(0, owner, scores) / counts
-        highest = torch.full_like(mean, -torch.inf).index_reduce_(0, owner, scores, "amax", include_self=True)
+        highest = torch.stack([part.amax(0) for part in scores.split([len(t) for t in tokens])])
         self.pooled_spread = mean.std(0).clamp_min(1e-12) * self.token_spread
         prompt = mean / mean.std(0).clamp_min(1e-12) + 0.5 * highest
         self.prompt_levels = torch.quantile(prompt, QUANTILES.to(prompt.dtype), dim=0).T.contiguous()

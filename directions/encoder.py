@@ -52,7 +52,8 @@ class AlignedEncoder:
 
     def save(self, path: str | Path) -> Path:
         """Write the file, whole or not at all."""
-        tensors, metadata = {}, {}
+        tensors: dict[str, Tensor] = {}
+        metadata: dict[str, Any] = {}
         for slot, aligned in self.slots.items():
             packed, facts = aligned.pack()
             tensors |= {f"{slot}.{name}": tensor for name, tensor in packed.items()}

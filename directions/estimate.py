@@ -89,8 +89,8 @@ def _now() -> str:
 def _layers(layer: int | Sequence[int] | str, depth: int) -> list[int]:
     if layer == "auto":
         return list(range(depth // 4, depth + 1, 2))
-    layers = [layer] if isinstance(layer, int) else list(layer)
-    wrong = [index for index in layers if not isinstance(index, int) or not 0 <= index <= depth]
+    layers = [layer] if isinstance(layer, int) else [index for index in layer if isinstance(index, int)]
+    wrong = [index for index in layers if not 0 <= index <= depth]
     if wrong or not layers:
         raise ValueError(f"layer {wrong or layer!r}: this model has layers 0 (embedding) to {depth}, or use \"auto\"")
     return layers

@@ -152,7 +152,7 @@ def write(path: str | Path, kind: str, tensors: Mapping[str, Tensor], metadata: 
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"kind": kind, "format_version": FORMAT_VERSION, **metadata}, ensure_ascii=False, sort_keys=True)
-    data = save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata={METADATA_KEY: text})
+    data = save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, metadata={METADATA_KEY: text})
     write_bytes(path, data)
     return path
 

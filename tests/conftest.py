@@ -1,0 +1,52 @@
+"""A planted direction: a small source and target that share a hidden space, so that what is right is known."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from directions.direction import Direction
+
+ANCHORS, SOURCE, TARGET = 400, 24, 32
+
+
+class Planted:
+    """Source and target are linear views of one hidden space; the unsafe concept is one hidden axis."""
+
+    def __init__(self) -> None:
+        draw = torch.Generator().manual_seed(7)
+        hidden = torch.randn(ANCHORS, 16, generator=draw)
+        self.to_source = torch.randn(16, SOURCE, generator=draw)
+        self.to_target = torch.randn(16, TARGET, generator=draw)
+        lengths = torch.randint(2, 9, (ANCHORS,), generator=draw).tolist()
+        self.states = [hidden[i] @ self.to_target + 0.3 * torch.randn(n, TARGET, generator=draw) for i, n in enumerate(lengths)]
+        concept = torch.zeros(16)
+        concept[0] = 1.0
+        other = torch.zeros(16)
+        other[1] = 1.0
+        self.truth = {"global": concept @ self.to_target, "violence": concept @ self.to_target, "hate": other @ self.to_target}
+        inverse = torch.linalg.pinv(self.to_source)
+        self.direction = Direction(
+            vectors={"global": concept @ self.to_source, "violence": concept @ self.to_source, "hate": other @ self.to_source},
+            readers={"global": -inverse[:, 0], "violence": -inverse[:, 0], "hate": -inverse[:, 1]},
+            anchor_states=(hidden @ self.to_source).half(),
+            anchor_prompts=tuple(f"prompt {i}" for i in range(ANCHORS)),
+            source={"model": "planted", "layers": [0]},
+            pairs={},
+            licence="CC0",
+            created="2026-01-01T00:00:00Z",
+            tool_version="test",
+        )
+        self.unsafe = -6 * self.truth["global"] + 0.3 * torch.randn(5, TARGET, generator=draw)
+
+
+@pytest.fixture(scope="session")
+def planted() -> Planted:
+    return Planted()
+
+
+@pytest.fixture(scope="session")
+def aligned(planted):
+    from directions import align
+
+    return align(planted.direction, planted.states)

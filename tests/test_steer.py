@@ -1,0 +1,124 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from directions.steer import MODES, TOKEN_MARGIN, land
+
+
+def test_positive_scores_are_unsafe(planted, aligned):
+    assert aligned.score(planted.unsafe).mean() > 3 > aligned.score(torch.cat(planted.states)).mean().abs()
+
+
+def test_token_scores_are_in_benign_standard_deviations(planted, aligned):
+    scores = aligned.score(torch.cat(planted.states))
+    assert scores.std().item() == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.parametrize("budget", [0.01, 0.05, 0.2])
+def test_the_budget_is_the_share_of_benign_prompts_flagged(planted, aligned, budget):
+    flagged = torch.stack([aligned.flagged(rows, budget) for rows in planted.states]).float().mean().item()
+    assert flagged == pytest.approx(budget, abs=max(0.01, budget / 4))
+
+
+def test_add_moves_by_alpha_benign_spreads(planted, aligned):
+    pooled = torch.stack([rows.mean(0) for rows in planted.states])
+    unit = aligned.vectors[0] / aligned.vectors[0].norm()
+    moved = aligned.steer(planted.states[0], alpha=3.0)
+    assert ((moved - planted.states[0]) @ unit / (pooled @ unit).std()).mean().item() == pytest.approx(3, rel=1e-3)
+
+
+def test_negative_alpha_moves_the_other_way(planted, aligned):
+    states = planted.states[0]
+    assert torch.allclose(aligned.steer(states, alpha=-2.0) - states, states - aligned.steer(states, alpha=2.0), atol=1e-4)
+
+
+def test_gate_leaves_benign_prompts_bit_identical_and_moves_unsafe_ones(planted, aligned):
+    benign = [rows for rows in planted.states if not aligned.flagged(rows, 0.01)]
+    assert len(benign) >= 0.98 * len(planted.states)
+    assert all(torch.equal(aligned.steer(rows, mode="gate"), rows) for rows in benign)
+    moved = aligned.steer(planted.unsafe, mode="gate")
+    assert aligned.prompt_score(moved) < aligned.threshold(0.01) < aligned.prompt_score(planted.unsafe)
+
+
+def test_gate_touches_only_the_tokens_that_carry_the_concept(planted, aligned):
+    prompt = torch.cat([planted.states[0], planted.unsafe, planted.states[1]])
+    assert aligned.flagged(prompt, 0.05)
+    changed = (aligned.steer(prompt, mode="gate", budget=0.05) != prompt).any(-1)
+    before, after = len(planted.states[0]), len(planted.states[0]) + len(planted.unsafe)
+    assert changed[before:after].all()
+    scores = aligned.score(prompt)
+    assert not changed[scores < min(scores.mean(), TOKEN_MARGIN)].any()
+
+
+def test_gate_treats_each_prompt_of_a_batch_by_itself(planted, aligned):
+    benign = next(rows for rows in planted.states if len(rows) >= 5 and not aligned.flagged(rows, 0.01))[:5]
+    batch = torch.stack([benign, planted.unsafe])
+    moved = aligned.steer(batch, mode="gate")
+    assert torch.equal(moved[0], benign) == bool(not aligned.flagged(benign, 0.01))
+    assert torch.equal(moved[1], aligned.steer(planted.unsafe, mode="gate"))
+
+
+def test_project_is_one_sided(planted, aligned):
+    unit = aligned.vectors[0] / aligned.vectors[0].norm()
+    moved = aligned.steer(planted.unsafe, mode="project")
+    assert ((moved - aligned.center) @ unit).abs().max() < 1e-3
+    safe_side = aligned.center + 2 * aligned.vectors[0]
+    assert torch.equal(aligned.steer(safe_side.unsqueeze(0), mode="project"), safe_side.unsqueeze(0))
+
+
+def test_a_category_steers_along_its_own_vector(planted, aligned):
+    moved = aligned.steer(planted.states[0], categories=["hate"]) - planted.states[0]
+    assert torch.nn.functional.cosine_similarity(moved[0], planted.truth["hate"], dim=0) > 0.98
+
+
+@settings(deadline=None, max_examples=60)
+@given(mode=st.sampled_from(sorted(MODES)), alpha=st.floats(-7, 7), dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16]), data=st.data())
+def test_tokens_outside_the_mask_never_change(planted, aligned, mode, alpha, dtype, data):
+    mask = torch.tensor(data.draw(st.lists(st.booleans(), min_size=5, max_size=5)))
+    states = planted.unsafe.to(dtype)
+    moved = aligned.steer(states, alpha=alpha, mode=mode, mask=mask)
+    assert moved.shape == states.shape and moved.dtype == dtype and torch.isfinite(moved).all()
+    assert torch.equal(moved[~mask], states[~mask])
+
+
+def test_alpha_zero_changes_nothing(planted, aligned):
+    for mode in ("add", "gate"):
+        assert torch.equal(aligned.steer(planted.unsafe, alpha=0.0, mode=mode), planted.unsafe)
+
+
+def test_half_precision_does_not_overflow(planted, aligned):
+    states = torch.full((3, 32), 65000.0, dtype=torch.float16)
+    assert torch.isfinite(aligned.steer(states, alpha=1000.0)).all()
+
+
+def test_landing_averages_the_nearest_bank_states():
+    bank = torch.tensor([[0.0, 0.0], [1.0, 0.0], [100.0, 100.0]])
+    landed = land(torch.tensor([[99.0, 99.0]]), bank)
+    assert torch.allclose(landed, bank[2:], atol=2.0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"mode": "push"}, "unknown mode"),
+        ({"alpha": float("nan")}, "strength"),
+        ({"budget": 1.5}, "budget"),
+        ({"categories": ["weather"]}, "no category 'weather'"),
+        ({"categories": "hate"}, "list of names"),
+        ({"mask": torch.ones(3, dtype=torch.bool)}, "a mask for 3 tokens on states with 5 tokens"),
+        ({"mask": torch.ones(0, dtype=torch.bool)}, "a mask for 0 tokens"),
+    ],
+)
+def test_wrong_arguments_are_named(planted, aligned, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        aligned.steer(planted.unsafe, **arguments)
+
+
+def test_a_wrong_width_asks_for_an_alignment(aligned):
+    with pytest.raises(ValueError, match=r"\[2, 99\] don't fit: this alignment is for \[..., tokens, 32\]"):
+        aligned.steer(torch.zeros(2, 99))
+
+
+def test_no_tokens_pass_through(aligned):
+    assert aligned.steer(torch.zeros(0, 32), mode="gate").shape == (0, 32)
