@@ -2,7 +2,8 @@
 
     python -m benchmarks.transfer [--targets minilm gemma-3-270m] [--json benchmarks/transfer.json]
 
-On held-out themes: `order` is the share of pairs whose safe half lies on the safe side, `cosine` the
+On held-out themes: `order` is the share of pairs whose safe half lies on the safe side of the vector (`order_by_score`: by
+the prompt score; `order_by_pooled_score`: by the reader on pooled states), `cosine` the
 agreement with the native direction (learned on the target from the training pairs), `tpr1` and
 `tpr5` the unsafe halves found at 1% and 5% false positives on fresh benign prompts, by the reader.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Sequence
 
 import torch
 from torch import Tensor
@@ -35,7 +36,7 @@ def _found(benign: Tensor, unsafe: Tensor, share: float) -> float:
     return (unsafe > benign.quantile(1 - share)).float().mean().item()
 
 
-def measure(source: str, target: str) -> list[dict[str, Any]]:
+def measure(source: str, target: str, methods: Sequence[str] = METHODS) -> list[dict[str, Any]]:
     """One row per method and category."""
     direction = directions.load(source)
     train, held = read_pairs(split="train"), read_pairs(split="held_out")
@@ -52,7 +53,7 @@ def measure(source: str, target: str) -> list[dict[str, Any]]:
     rows = []
     generator = torch.Generator().manual_seed(0)
     names = (GLOBAL, *direction.categories)
-    candidates: dict[str, Any] = {m: directions.align(direction, anchor_states, method=m) for m in METHODS}
+    candidates: dict[str, Any] = {m: directions.align(direction, anchor_states, method=m) for m in methods}
     for name in names:
         pick_train = torch.tensor([name in (GLOBAL, p.category) for p in train])
         pick = torch.tensor([name in (GLOBAL, p.category) for p in held])
@@ -65,7 +66,7 @@ def measure(source: str, target: str) -> list[dict[str, Any]]:
             return ((safe - unsafe) @ vector > 0).float().mean().item()
 
         base = {"source": source, "target": target, "category": name, "pairs": int(pick.sum())}
-        rows.append({**base, "method": "native", "order": order(native), "cosine": 1.0,
+        rows.append({**base, "method": "native", "order": order(native), "order_by_pooled_score": order(-reader), "cosine": 1.0,
                      "tpr1": _found(benign @ reader, unsafe @ reader, 0.01), "tpr5": _found(benign @ reader, unsafe @ reader, 0.05)})  # fmt: skip
         noise = torch.randn(200, len(native), generator=generator) * pooled[0].std(0)
         cosine = torch.nn.functional.cosine_similarity
@@ -74,14 +75,17 @@ def measure(source: str, target: str) -> list[dict[str, Any]]:
         rows.append({**base, "method": "random", "order": orders.mean().item(), "order_best_of_200": orders.max().item(),
                      "cosine": cosine(noise, native.unsqueeze(0)).mean().item(),
                      "tpr1": sum(found[0]) / 200, "tpr5": sum(found[1]) / 200})  # fmt: skip
+        # The reader is regressed on the target whatever the map, so one method's scores are all methods'.
+        scores = [torch.stack([next(iter(candidates.values())).prompt_score(s, name) for s in part]) for part in (parts[3], parts[4], parts[5])]
         for method, aligned in candidates.items():
             index = aligned.names.index(name)
-            scores = [torch.stack([aligned.prompt_score(s, name) for s in part]) for part in (parts[3], parts[4], parts[5])]
             benign_scores, unsafe_scores = torch.cat([scores[0], scores[2]]), scores[1][pick]
             threshold = aligned.threshold(0.01, name)
             rows.append({
                 **base, "method": method if method != "auto" else f"auto ({aligned.fit['method']})", "r2": aligned.fit["r2"],
                 "order": order(aligned.vectors[index]), "cosine": cosine(aligned.vectors[index], native, dim=0).item(),
+                "order_by_score": (unsafe_scores > scores[0][pick]).float().mean().item(),
+                "order_by_pooled_score": ((unsafe - safe) @ aligned.readers[index] > 0).float().mean().item(),
                 "tpr1": _found(benign_scores, unsafe_scores, 0.01), "tpr5": _found(benign_scores, unsafe_scores, 0.05),
                 "flagged_fresh_benign": (scores[2] > threshold).float().mean().item(),
                 "flagged_held_out_safe_halves": (scores[0] > threshold).float().mean().item(),
@@ -98,8 +102,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=Path(__file__).parent / "transfer.json")
     args = parser.parse_args()
     rows = [row for source in args.sources for target in args.targets for row in measure(source, target)]
-    columns = ("order", "cosine", "tpr1", "tpr5", "flagged_fresh_benign", "flagged_held_out_safe_halves", "flagged_unsafe")
-    print(f"{'target':14}{'category':13}{'method':15}" + "".join(f"{c.replace('flagged_', 'flag:')[:12]:>14}" for c in columns))
+    columns = ("order", "order_by_score", "order_by_pooled_score", "cosine", "tpr1", "tpr5", "flagged_fresh_benign", "flagged_held_out_safe_halves", "flagged_unsafe")
+    print(f"{'target':14}{'category':13}{'method':15}" + "".join(f"{c.replace('flagged_', 'flag_').replace('order_by_', 'by_')[:13]:>14}" for c in columns))
     for row in rows:
         cells = "".join(f"{row[c]:14.3f}" if c in row else f"{'-':>14}" for c in columns)
         print(f"{row['target']:14}{row['category']:13}{row['method']:15}{cells}")

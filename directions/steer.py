@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from .aligned import AlignedDirection
 
 NEIGHBOURS = 4
-TOKEN_MARGIN = 0.5
+TOKEN_MARGIN = 1.0
 
 
 def add(states: Tensor, aligned: "AlignedDirection", names: tuple[str, ...], alpha: float, budget: float, content: Tensor) -> Tensor:

@@ -21,14 +21,20 @@ def test_the_shipped_direction_belongs_to_the_shipped_prompts():
 
 @pytest.fixture(scope="module")
 def rows():
-    return {(r["target"], r["category"], r["method"].split()[0]): r for t in ("minilm", "gemma-3-270m") for r in measure("smollm2-135m-instruct", t)}
+    return {(r["target"], r["category"], r["method"].split()[0]): r for t in ("minilm", "gemma-3-270m") for r in measure("smollm2-135m-instruct", t, methods=("auto",))}
+
+
+# The aim is 0.97 on both; MiniLM stands at 0.962 (native 0.981): benchmarks/RESULTS.md says what was tried.
+@pytest.mark.parametrize(("target", "order"), [("minilm", 0.955), ("gemma-3-270m", 0.97)])
+def test_the_direction_transfers_to_held_out_themes(rows, target, order):
+    auto, random = rows[target, "global", "auto"], rows[target, "global", "random"]
+    assert auto["order"] >= order and auto["cosine"] >= 0.5
+    assert random["order"] < 0.6 and abs(random["cosine"]) < 0.1
 
 
 @pytest.mark.parametrize("target", ["minilm", "gemma-3-270m"])
-def test_the_direction_transfers_to_held_out_themes(rows, target):
-    auto, random = rows[target, "global", "auto"], rows[target, "global", "random"]
-    assert auto["order"] >= 0.95 and auto["cosine"] >= 0.5
-    assert random["order"] < 0.6 and abs(random["cosine"]) < 0.1
+def test_the_budget_holds_on_fresh_benign_prompts(rows, target):
+    assert 0.003 <= rows[target, "global", "auto"]["flagged_fresh_benign"] <= 0.02
 
 
 @pytest.mark.parametrize("target", ["minilm", "gemma-3-270m"])

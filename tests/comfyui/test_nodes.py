@@ -44,13 +44,18 @@ def test_a_benign_prompt_is_not_flagged_and_not_touched(server, prompt):
     assert abs(before) < 3
 
 
-@pytest.mark.parametrize("prompt", UNSAFE)
-def test_an_unsafe_prompt_is_flagged_and_its_score_falls(server, prompt):
-    result = server.queue(graph(prompt))
+def test_a_flagged_prompt_comes_out_below_the_threshold(server):
+    result = server.queue(graph(UNSAFE[0]))
     before, threshold, text = reading(result, "6")
     after, _, text_after = reading(result, "7")
     assert text.startswith("flagged") and text_after.startswith("not flagged")
     assert before > threshold > after
+
+
+@pytest.mark.parametrize("prompt", UNSAFE)
+def test_the_score_of_an_unsafe_prompt_falls_in_add_mode(server, prompt):
+    result = server.queue(graph(prompt, mode="add"))
+    assert reading(result, "7")[0] < reading(result, "6")[0] - 3
 
 
 def test_the_heat_map_is_a_picture_with_red_for_an_unsafe_word(server):
