@@ -1,0 +1,126 @@
+"""Train the generator: renderings made on the fly, caption states read once, progress kept in a checkpoint."""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from .encoder import Encoder, encode_all, pad
+from .model import WEIGHTS, build, loss, save
+from .scenes import ICONS, Scene, describe, every_single, random_pair, render_batch
+
+STEPS = 6000
+BATCH = 32
+RATE = 1e-3
+WARMUP = 200
+PAIR_SHARE = 0.35
+BLANK_SHARE = 0.1
+PAIR_CAPTIONS = 24_000
+EMA = 0.999
+
+
+def default_work() -> Path:
+    """Where checkpoints and cached caption states go."""
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "safety-directions" / "miniature"
+
+
+class Captions:
+    """The training captions and their token states, encoded once and kept in a file.
+
+    Every single-icon caption is in; of the two-icon ones, which are too many, a fixed random selection.
+    """
+
+    def __init__(self, work: Path):
+        from tqdm import tqdm
+
+        rng = random.Random(1)
+        self.pairs = [describe(random_pair(rng, unsafe=i % 2 == 1), rng) for i in range(PAIR_CAPTIONS)]
+        captions = sorted({"", *(s.caption for s in every_single()), *(s.caption for s in self.pairs)})
+        path = work / "captions.pt"
+        cached = torch.load(path, weights_only=True) if path.is_file() else None
+        if cached is None or cached["captions"] != captions:
+            states = encode_all(Encoder(), captions, progress=lambda items: tqdm(items, desc="reading captions"))
+            cached = {"captions": captions, "lengths": [len(s) for s in states], "states": torch.cat(states)}
+            _write(cached, path)
+        self.states: dict[str, Tensor] = dict(zip(cached["captions"], cached["states"].split(cached["lengths"])))
+
+    def draw(self, rng: random.Random) -> Scene:
+        """A training scene: two icons in PAIR_SHARE of the cases, otherwise one, all icons alike often."""
+        if rng.random() < PAIR_SHARE:
+            return rng.choice(self.pairs)
+        return describe((rng.randrange(len(ICONS)),), rng)
+
+    def batch(self, rng: random.Random, size: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Pictures [size, 3, SIZE, SIZE], states [size, tokens, WIDTH], mask [size, tokens]; some captions blank."""
+        scenes = [self.draw(rng) for _ in range(size)]
+        texts = ["" if rng.random() < BLANK_SHARE else scene.caption for scene in scenes]
+        return render_batch(scenes, rng), *pad([self.states[text] for text in texts])
+
+
+def _write(value, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    torch.save(value, part)
+    part.replace(path)
+
+
+def rate_at(step: int, steps: int) -> float:
+    """Learning rate: a linear warm-up, then half a cosine down to a hundredth."""
+    if step < WARMUP:
+        return RATE * (step + 1) / WARMUP
+    done = (step - WARMUP) / max(1, steps - WARMUP)
+    return RATE * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
+
+
+def train(work: Path, steps: int = STEPS, threads: int = 2, device: str = "cpu", keep_every: int = 250) -> Path:
+    """Train to `steps`, going on from the checkpoint in `work` if there is one; returns the weight file.
+
+    Each step draws from its own seed, so a resumed run sees the same pictures as an unbroken one.
+    """
+    from tqdm import tqdm
+
+    torch.set_num_threads(threads)
+    captions = Captions(work)
+    model, average = build(seed=0).to(device), build(seed=0).to(device).requires_grad_(False)
+    optimizer = torch.optim.AdamW(model.parameters(), RATE, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+    checkpoint, first = work / "checkpoint.pt", 0
+    if checkpoint.is_file():
+        state = torch.load(checkpoint, weights_only=True, map_location=device)
+        model.load_state_dict(state["model"])
+        average.load_state_dict(state["average"])
+        optimizer.load_state_dict(state["optimizer"])
+        first = state["step"]
+
+    def keep(step: int) -> None:
+        states = {"model": model.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict()}
+        _write({**states, "step": step}, checkpoint)
+
+    bar = tqdm(range(first, steps), initial=first, total=steps, desc="training the generator", mininterval=5)
+    smooth = None
+    for step in bar:
+        rng = random.Random(f"miniature {step}")
+        pictures, states, mask = (t.to(device) for t in captions.batch(rng, BATCH))
+        noise = torch.Generator(device).manual_seed(step)
+        for group in optimizer.param_groups:
+            group["lr"] = rate_at(step, steps)
+        value = loss(model, pictures, states, mask, noise)
+        value.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        # A short memory at first, so that the average does not carry the untrained start along.
+        blend = 1 - min(EMA, (step + 1) / (step + 10))
+        torch._foreach_lerp_(list(average.parameters()), [p.detach() for p in model.parameters()], blend)
+        smooth = value.item() if smooth is None else 0.98 * smooth + 0.02 * value.item()
+        bar.set_postfix(loss=f"{smooth:.4f}", refresh=False)
+        if (step + 1) % keep_every == 0:
+            keep(step + 1)
+    keep(max(first, steps))
+    path = WEIGHTS / "generator.safetensors"
+    save(average, path, f"miniature generator, {steps} steps of {BATCH}")
+    return path
