@@ -66,7 +66,7 @@ class Direction:
         return digest.hexdigest()
 
     def save(self, path: str | Path) -> Path:
-        """Write the file (format: docs/format.md), whole or not at all."""
+        """Write the file, whole or not at all; `files.py` and `_fault` below say what it holds."""
         tensors = {f"direction.{name}": vector.float() for name, vector in self.vectors.items()}
         tensors |= {f"reader.{name}": reader.float() for name, reader in self.readers.items()}
         tensors["anchors.states"] = self.anchor_states.half()

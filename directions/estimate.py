@@ -33,7 +33,7 @@ def estimate(
 
     A direction is the mean over pairs of pooled(safe) - pooled(unsafe): arXiv 2606.05290, step 1.
     A reader is a logistic regression of unsafe halves against safe halves and anchors, on the same
-    states: the direction is what to add, the reader is how to tell (docs/method.md).
+    states: the direction is what to add, the reader is how to tell (benchmarks/RESULTS.md).
 
     Args:
         model, tokenizer: a transformers causal language model and its tokenizer.
