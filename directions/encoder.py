@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Mapping
 
@@ -12,8 +12,52 @@ from torch import Tensor
 from . import files
 from .aligned import AlignedDirection, check_packed, unpack
 
-PROBE_PROMPT = "a red bicycle leaning on a stone wall"
+PROBE_PROMPT = 'a red bicycle leaning on a wall that says "open" in spring'
 SAME_ENCODER = 0.99
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a slot lies in an encoder's output, and where the prompt is in it.
+
+    Attributes:
+        tensor: its name in the output: `cond`, `pooled_output`, `conditioning_llama3`, ...
+        keys: the tokenizers whose prompt it holds.
+        columns: the tensor's last dimension.
+        width: how many of them, from the first, this slot uses.
+        layer: which of the stacked layers of a tensor [B, L, T, W].
+        part, parts: which of the segments that are joined along the tokens.
+        start, length: where the segment lay, and how long it was, for the probe prompt.
+        narrower: the width of the other segments, if less.
+        shift: tokens that the encoder drops at the front.
+        trimmed: padding on the left is dropped too.
+        before, after: attended states around the content, in each chunk.
+        chunk: tokens per chunk, where long prompts are cut into several; else 0.
+        unmasked: it is padded, and neither a mask nor zeros tell where.
+    """
+
+    tensor: str
+    keys: tuple[str, ...]
+    columns: int
+    width: int
+    layer: int | None = None
+    part: int = 0
+    parts: int = 1
+    start: int = 0
+    length: int = 0
+    narrower: int = 0
+    shift: int = 0
+    trimmed: bool = False
+    before: int = 0
+    after: int = 0
+    chunk: int = 0
+    unmasked: bool = False
+
+    @property
+    def name(self) -> str:
+        """The slot's name."""
+        part = f":{'+'.join(self.keys)}" if self.parts > 1 else ""
+        return f"{self.tensor}{part}" + ("" if self.layer is None else f"[{self.layer}]")
 
 
 @dataclass(frozen=True)
@@ -22,13 +66,15 @@ class AlignedEncoder:
 
     Attributes:
         slots: one AlignedDirection for each prompt-dependent tensor of the encoder's output.
-        margins: tokens before and after the content of a sequence slot (start token, template), by slot.
+        places: where each slot lies in the encoder's output.
         probes: the encoder's mean state on PROBE_PROMPT by slot, [W]: its fingerprint.
+        padding: [W + 1] by slot, a linear reader that is positive on content, where a place is `unmasked`.
     """
 
     slots: Mapping[str, AlignedDirection]
-    margins: Mapping[str, tuple[int, int]]
+    places: Mapping[str, Place]
     probes: Mapping[str, Tensor]
+    padding: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def direction(self) -> Mapping[str, Any]:
@@ -47,8 +93,9 @@ class AlignedEncoder:
         """
         if set(probes) != set(self.probes) or any(probes[s].shape != self.probes[s].shape for s in probes):
             return False
-        similar = [torch.nn.functional.cosine_similarity(probes[s].float(), self.probes[s].float(), dim=0) for s in probes]
-        return all(bool(value > SAME_ENCODER) for value in similar)
+        # From the benign centre: what all prompts share, often a few huge dimensions, would hide every difference.
+        offsets = [(probes[s].float() - self.slots[s].center, self.probes[s].float() - self.slots[s].center) for s in probes]
+        return all(bool(torch.nn.functional.cosine_similarity(found, own, dim=0) > SAME_ENCODER) for found, own in offsets)
 
     def save(self, path: str | Path) -> Path:
         """Write the file, whole or not at all."""
@@ -58,12 +105,24 @@ class AlignedEncoder:
             packed, facts = aligned.pack()
             tensors |= {f"{slot}.{name}": tensor for name, tensor in packed.items()}
             tensors[f"{slot}.probe"] = self.probes[slot].float()
-            metadata[slot] = {**facts, "margins": list(self.margins[slot])}
+            if slot in self.padding:
+                tensors[f"{slot}.padding"] = self.padding[slot].float()
+            metadata[slot] = {**facts, "place": {**asdict(self.places[slot]), "keys": list(self.places[slot].keys)}}
         return files.write(path, "aligned-encoder", tensors, {"slots": metadata})
 
 
 def _by_slot(entries: Mapping[str, Any], slot: str) -> dict[str, Any]:
     return {name.removeprefix(f"{slot}."): entry for name, entry in entries.items() if name.startswith(f"{slot}.")}
+
+
+def _is_place(value: Any) -> bool:
+    if not isinstance(value, dict) or set(value) != {f.name for f in fields(Place)} or not isinstance(value["tensor"], str):
+        return False
+    keys, layer = value["keys"], value["layer"]
+    flags = all(isinstance(value[name], bool) for name in ("trimmed", "unmasked"))
+    numbers = set(value) - {"tensor", "keys", "layer", "trimmed", "unmasked"}
+    sizes = all(type(value[name]) is int and -100_000 < value[name] < 1_000_000 for name in numbers)
+    return flags and sizes and isinstance(keys, list) and all(isinstance(k, str) for k in keys) and (layer is None or type(layer) is int)
 
 
 def _fault(entries: Mapping[str, tuple], metadata: Mapping[str, Any]) -> str | None:
@@ -74,15 +133,16 @@ def _fault(entries: Mapping[str, tuple], metadata: Mapping[str, Any]) -> str | N
         return f"the tensors are not those of the slots {sorted(slots)}"
     for slot, facts in slots.items():
         own = _by_slot(entries, slot)
-        probe = own.pop("probe", (None, ()))
+        probe, padding = own.pop("probe", (None, ())), own.pop("padding", (None, ()))
         fault = check_packed(own, facts)
         if fault:
             return f"slot {slot[:40]!r}: {fault}"
         if probe[1] != own["center"][1]:
             return f"slot {slot[:40]!r}: the probe has shape {list(probe[1])}, not {list(own['center'][1])}"
-        margins = facts.get("margins")
-        if not isinstance(margins, list) or len(margins) != 2 or not all(type(n) is int and 0 <= n < 10000 for n in margins):
-            return f"slot {slot[:40]!r}: the margins are not two small whole numbers"
+        if padding[1] not in ((), (own["center"][1][0] + 1,), [own["center"][1][0] + 1]):
+            return f"slot {slot[:40]!r}: the padding reader has shape {list(padding[1])}"
+        if not _is_place(facts.get("place")):
+            return f"slot {slot[:40]!r}: the metadata's place is not what one is made of"
     return None
 
 
@@ -93,10 +153,12 @@ def load_aligned_encoder(path: str | Path) -> AlignedEncoder:
         DirectionFormatError: what is wrong with the file, and where.
     """
     tensors, metadata = files.read(path, "aligned-encoder", _fault)
-    slots, probes = {}, {}
+    slots, places, probes, padding = {}, {}, {}, {}
     for slot, facts in metadata["slots"].items():
         own = _by_slot(tensors, slot)
         probes[slot] = own.pop("probe")
+        if "padding" in own:
+            padding[slot] = own.pop("padding")
         slots[slot] = unpack(own, facts)
-    margins = {slot: (facts["margins"][0], facts["margins"][1]) for slot, facts in metadata["slots"].items()}
-    return AlignedEncoder(slots=slots, margins=margins, probes=probes)
+        places[slot] = Place(**{**facts["place"], "keys": tuple(facts["place"]["keys"])})
+    return AlignedEncoder(slots=slots, places=places, probes=probes, padding=padding)

@@ -7,6 +7,7 @@ import os
 import folder_paths
 from comfy_api.latest import io
 
+from ..directions.direction import Direction as DirectionFile
 from ..directions.direction import available, load
 from .sockets import CATEGORY, Direction
 
@@ -20,6 +21,18 @@ def register_folder() -> None:
 
 def _folders() -> list[str]:
     return folder_paths.get_folder_paths(FOLDER) if FOLDER in folder_paths.folder_names_and_paths else []
+
+
+def load_by_name(name: str) -> DirectionFile:
+    """A direction of the library or of models/safety_directions.
+
+    Raises:
+        ValueError: there is none of that name; a graph can send any text, and only listed names are opened.
+        DirectionFormatError: what is wrong with the file, and where.
+    """
+    if name not in available(_folders()):
+        raise ValueError(f"there is no direction {name!r} in the library or in models/{FOLDER}")
+    return load(name, _folders())
 
 
 class LoadSafetyDirection(io.ComfyNode):
@@ -56,6 +69,4 @@ class LoadSafetyDirection(io.ComfyNode):
 
     @classmethod
     def execute(cls, direction: str) -> io.NodeOutput:
-        if direction not in available(_folders()):  # a graph can send any text; only listed names are opened
-            raise ValueError(f"there is no direction {direction!r} in the library or in models/{FOLDER}")
-        return io.NodeOutput(load(direction, _folders()))
+        return io.NodeOutput(load_by_name(direction))

@@ -20,12 +20,16 @@ import torch
 from pack.nodes import encoders
 from pack.directions.align import align
 from pack.directions.direction import load
-from pack.directions.encoder import AlignedEncoder
+from pack.directions.encoder import AlignedEncoder, Place
 d = load("smollm2-135m-instruct")
 draw = torch.Generator().manual_seed(0)
 aligned = align(d, d.anchor_states.float() @ torch.randn(576, 64, generator=draw), "ridge")
 slots = {"cond": aligned, "pooled_output": aligned}
-encoder = AlignedEncoder(slots, {s: (1, 1) for s in slots}, {s: torch.ones(64) for s in slots})
+places = {
+    "cond": Place("cond", ("l",), 64, 64, length=6, before=1, after=1),
+    "pooled_output": Place("pooled_output", ("l",), 64, 64),
+}
+encoder = AlignedEncoder(slots, places, {s: torch.ones(64) for s in slots})
 how = {"alpha": 2.0, "mode": "add", "categories": None, "budget": 0.01}
 cond, pooled = torch.randn(1, 6, 64, generator=draw), torch.randn(1, 64, generator=draw)
 mask = torch.tensor([[1, 1, 1, 1, 0, 0]])
@@ -52,14 +56,38 @@ except ValueError as error:
     assert "empty" in str(error)
 else:
     raise AssertionError("empty conditioning was read")
-empty = encoders.content(cond, torch.zeros(1, 6), (1, 1))
+empty = encoders.layout.content_of_states(cond, places["cond"], {"attention_mask": torch.zeros(1, 6)})
 assert not empty.any()
 clip = encoders.load_minilm()
 prompts = ["a red dog", "a blue cat", "the long road to the harbour", "x"]
-states = encoders._anchor_states(clip, prompts, ["cond"], encoders._margins(clip))["cond"]
+edges = encoders.layout.find_edges(clip)
+states = encoders.alignment._anchor_states(clip, prompts, encoders.layout.find_places(clip, edges), edges)["cond"]
 for prompt, rows in zip(prompts, states):
     alone = clip.encode_from_tokens(clip.tokenize(prompt), return_dict=True)["cond"][0, 1:-1]
     assert torch.allclose(rows, alone, atol=1e-4), prompt
+other = [[cond, {"pooled_output": torch.randn(1, 32)}]]
+try:
+    encoders.steer_conditioning(other, encoder, how)
+except ValueError as error:
+    assert "pooled_output has shape [1, 32] and the alignment is for one 64 wide" in str(error), error
+else:
+    raise AssertionError("a pooled output of another width was steered")
+for bad, words in (
+    ((torch.zeros(1, 4, 99), {}), "Safety Direction Guard: this conditioning is 99 wide and the alignment is for an encoder 64 wide"),
+    ((None, {}), "Safety Direction Guard: this conditioning holds no text states"),
+):
+    try:
+        encoders.steering._guard_entry(bad, encoder, how, "steer", False)
+    except ValueError as error:
+        assert words in str(error), error
+    else:
+        raise AssertionError(words)
+try:
+    encoders.align_encoder(None, d, "svd")
+except ValueError as error:
+    assert "this checkpoint has no text encoder" in str(error), error
+else:
+    raise AssertionError("no CLIP was aligned")
 print("all held")
 """
 

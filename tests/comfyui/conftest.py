@@ -3,14 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
-from demo.comfyui import Server
+import directions
+from demo.comfyui import PACK, ROOT, Server
+from tests.pictures import colour_judge
 
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[Server]:
     """A running ComfyUI with this pack in it. Where there is none, tests fail with the command that gets one."""
     with Server() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Iterator[Server]:
+    """Another, with a tiny image model of random weights, a direction of few anchors and a classifier to judge by."""
+    packs = {PACK: ROOT, "tiny_image_model": ROOT / "tests" / "comfyui" / "tiny_image_model"}
+    with Server(packs=packs, variables={"OMP_NUM_THREADS": "1"}) as running:
+        folder = running.base / "models" / "safety_directions"
+        folder.mkdir(exist_ok=True)
+        whole = directions.load("smollm2-135m-instruct")
+        replace(whole, anchor_states=whole.anchor_states[:400], anchor_prompts=whole.anchor_prompts[:400]).save(folder / "few.safetensors")
+        colour_judge(folder / "colour.onnx")
         yield running

@@ -1,0 +1,29 @@
+"""Safety Direction CLIP."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from . import encoders, settings
+from .sockets import CATEGORY, Aligned
+
+
+class SafetyDirectionCLIP(io.ComfyNode):
+    """Steers every prompt that the CLIP encodes from here on."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SafetyDirectionCLIP",
+            display_name="Safety Direction CLIP",
+            category=CATEGORY,
+            description="Steers every prompt encoded with this CLIP, whatever node encodes it. Also a negative prompt; see the help.",
+            search_aliases=["nsfw", "safe", "censor", "safety filter", "text encoder"],
+            inputs=[io.Clip.Input("clip"), Aligned.Input("aligned"), *settings.steering_inputs(), settings.on_flag_input()],
+            outputs=[io.Clip.Output()],
+        )
+
+    @classmethod
+    def execute(cls, clip, aligned, mode, alpha, budget, categories, on_flag="steer") -> io.NodeOutput:
+        encoders.check_encoder(clip, aligned)
+        return io.NodeOutput(encoders.steer_clip(clip, aligned, settings.how(mode, alpha, budget, categories), on_flag))

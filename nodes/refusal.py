@@ -1,0 +1,31 @@
+"""Safety Direction Refusal: what host mode puts in place of a graph that it can't route."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from .sockets import CATEGORY
+
+
+class SafetyDirectionRefusal(io.ComfyNode):
+    """Never runs: validating it fails with its message, which is how the person who queued the graph gets to read it."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SafetyDirectionRefusal",
+            display_name="Safety Direction Refusal",
+            category=f"{CATEGORY}/host",
+            description="Refuses to run. Host mode puts it in place of a graph that it can't route through the steering.",
+            inputs=[io.String.Input("message", tooltip="Why.")],
+            outputs=[],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def validate_inputs(cls, message: str) -> str:
+        return message or "refused"
+
+    @classmethod
+    def execute(cls, message: str) -> io.NodeOutput:
+        raise ValueError(message)

@@ -1,0 +1,60 @@
+"""Write the README's table of families, from what the tests left in demo-output.
+
+    for v in 0.30.0 0.24.1 0.18.2 0.16.3; do SAFETY_DIRECTIONS_COMFYUI=$v python -m pytest tests/comfyui/test_families.py; done
+    python -m tests.comfyui.table
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+
+from demo.comfyui import ROOT
+from tests.comfyui.families import DTYPES, ENTRIES, FAMILIES
+
+BEGIN, END = "<!-- families: made by tests/comfyui/table.py -->", "<!-- end of families -->"
+
+
+def cell(results: Mapping[str, str] | None, entry: str) -> str:
+    """One family at one entry point in one version: passed in every precision, or not."""
+    if results is None:
+        return "not run"
+    if "not run" in results:
+        return "not run"
+    wanted = [f"{entry} {dtype}" for dtype in DTYPES]
+    return "pass" if all(results.get(key) == "pass" for key in wanted) else "**fail**"
+
+
+def table(reports: Sequence[Mapping]) -> str:
+    """The table in Markdown; a column for each ComfyUI version, the entry points inside."""
+    lines = [f"| {' / '.join(ENTRIES)} | slots | " + " | ".join(f"ComfyUI {report['comfyui']}" for report in reports) + " |", "|---|---|" + "---|" * len(reports)]
+    reasons: dict[str, list[str]] = {}
+    for name, family in FAMILIES.items():
+        cells = []
+        for report in reports:
+            results = report["families"].get(name)
+            found = {entry: cell(results, entry) for entry in ENTRIES}
+            if set(found.values()) == {"not run"}:
+                cells.append("not run")
+                reasons.setdefault(name, []).append(f"{report['comfyui']} ({(results or {}).get('not run', 'no such test')})")
+            else:
+                cells.append(" / ".join(found[entry] for entry in ENTRIES))
+        slots = ", ".join(dict.fromkeys(re.sub(r"\[\d+\]", " (every layer)", slot) for slot in family.content))
+        lines.append(f"| {name} | {slots} | {' | '.join(cells)} |")
+    lines += ["", *(f"Not run: {name}, {'; '.join(why)}." for name, why in reasons.items())]
+    return "\n".join(lines).rstrip()
+
+
+def main() -> None:
+    """Replace the table between its markers in README.md."""
+    files = sorted((ROOT / "demo-output").glob("families-*.json"), reverse=True)
+    text = table([json.loads(file.read_text()) for file in files])
+    readme = ROOT / "README.md"
+    before, _, rest = readme.read_text(encoding="utf-8").partition(BEGIN)
+    after = rest.partition(END)[2]
+    readme.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

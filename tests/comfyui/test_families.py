@@ -1,0 +1,42 @@
+"""Every family's real text encoder classes, at every entry point, in three precisions; `families.py` does the work.
+
+Each run leaves its results in demo-output, from which `python -m tests.comfyui.table` makes the README's table.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from demo.comfyui import ROOT
+from demo.environment import default_version
+from tests.comfyui.families import FAMILIES
+
+# What the named version lacks; anything else that isn't run is a failure.
+MISSING = {"0.18.2": {"CogVideoX"}, "0.16.3": {"CogVideoX"}}
+
+
+@pytest.fixture(scope="module")
+def report():
+    out = ROOT / "demo-output" / f"families-{default_version()}.json"
+    out.parent.mkdir(exist_ok=True)
+    # A process of its own: ComfyUI reads sys.argv when it is imported.
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tests" / "comfyui" / "families.py"), str(out)],
+        cwd=ROOT, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(out.read_text())
+
+
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_a_planted_direction_is_read_back_at_every_entry_point_and_nothing_else_moves(report, family):
+    results = dict(report["families"][family])
+    reason = results.pop("not run", None)
+    assert (reason is not None) == (family in MISSING.get(report["comfyui"], ())), reason
+    assert reason or len(results) >= 14
+    assert {key: value for key, value in results.items() if value != "pass"} == {}

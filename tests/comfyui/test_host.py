@@ -1,0 +1,232 @@
+"""Host mode: graphs of many makes, queued by a plain client, come out steered; without the variable they don't."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from contextlib import contextmanager
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from demo.comfyui import PACK, ROOT, GraphError, Server
+from demo.environment import find
+
+HERE = ROOT / "tests" / "comfyui"
+PACKS = {PACK: ROOT, "tiny_image_model": HERE / "tiny_image_model", "watch": HERE / "watch"}
+UNSAFE = "a nude woman lying on a bed"
+NEGATIVE = "nude, gore"
+POLICY = {"direction": "smollm2-135m-instruct", "method": "svd", "mode": "gate", "alpha": 3.0, "budget": 0.01}
+COUNT = itertools.count()
+
+
+def node(class_type, **inputs):
+    return {"class_type": class_type, "inputs": inputs}
+
+
+def base(**more):
+    return {
+        "ckpt": node("TinyCheckpoint", name="?"),
+        "pos": node("CLIPTextEncode", clip=["ckpt", 1], text=UNSAFE),
+        "neg": node("CLIPTextEncode", clip=["ckpt", 1], text=NEGATIVE),
+        "latent": node("EmptyLatentImage", width=64, height=64, batch_size=1),
+        "k": node("KSampler", model=["ckpt", 0], positive=["pos", 0], negative=["neg", 0], latent_image=["latent", 0], **STEPS, denoise=1.0, seed=1),
+        "decode": node("VAEDecode", samples=["k", 0], vae=["ckpt", 2]),
+        "out": node("PreviewImage", images=["decode", 0]),
+    } | more
+
+
+STEPS = {"steps": 1, "cfg": 2.0, "sampler_name": "euler", "scheduler": "normal"}
+
+
+def linked(graph, **links):
+    """The graph with some inputs changed: `k__positive=["area", 0]`."""
+    for where, value in links.items():
+        node_id, name = where.split("__")
+        graph[node_id]["inputs"][name] = value
+    return graph
+
+
+def example(name):
+    """One of ComfyUI's own example scripts; its checkpoint is a tiny one, its picture small."""
+    text = (find("test").comfyui / "script_examples" / name).read_text()
+    graph = json.loads(re.search(r'prompt_text = """(.*?)"""', text, re.S)[1])
+    for each in graph.values():
+        if each["class_type"] == "CheckpointLoaderSimple":
+            each |= node("TinyCheckpoint", name="?")
+        if each["class_type"] == "EmptyLatentImage":
+            each["inputs"] |= {"width": 64, "height": 64}
+        if each["class_type"] == "KSampler":
+            each["inputs"] |= {"steps": 1, "cfg": 2.0}
+        if each["class_type"] == "SaveImageWebsocket":
+            each["class_type"] = "PreviewImage"
+    for node_id in ("positive", "negative"):
+        sampler = next(n for n in graph.values() if n["class_type"] == "KSampler")
+        graph[sampler["inputs"][node_id][0]]["inputs"]["text"] = {"positive": UNSAFE, "negative": NEGATIVE}[node_id]
+    return graph
+
+
+def custom(guider):
+    graph = base(
+        g=guider,
+        style=node("CLIPTextEncode", clip=["ckpt", 1], text="two friends laughing in a cafe"),
+        noise=node("RandomNoise", noise_seed=1),
+        euler=node("KSamplerSelect", sampler_name="euler"),
+        sigmas=node("BasicScheduler", model=["ckpt", 0], scheduler="simple", steps=1, denoise=1.0),
+        k=node("SamplerCustomAdvanced", noise=["noise", 0], guider=["g", 0], sampler=["euler", 0], sigmas=["sigmas", 0], latent_image=["latent", 0]),
+    )
+    return graph
+
+
+def own_nodes():
+    """A client that brings the pack's own nodes, set to do nothing, or worse."""
+    how = {"mode": "add", "alpha": -5.0, "budget": 0.0, "categories": "", "aligned": ["a", 0]}
+    return linked(
+        base(
+            d=node("SafetyDirectionLoad", direction="smollm2-135m-instruct"),
+            a=node("SafetyDirectionAlign", direction=["d", 0], clip=["ckpt", 1], method="svd"),
+            c=node("SafetyDirectionCLIP", clip=["ckpt", 1], **how | {"alpha": 0.0}),
+            apply=node("SafetyDirectionApply", conditioning=["pos", 0], start_percent=0.0, end_percent=1.0, **how | {"alpha": 0.0}),
+            guard=node("SafetyDirectionGuard", model=["ckpt", 0], **how | {"alpha": 0.0}),
+        ),
+        pos__clip=["c", 0], k__positive=["apply", 0], k__model=["guard", 0],
+    )  # fmt: skip
+
+
+def anything():
+    graph = base(x=node("Anything", value=["ckpt", 1]), y=node("Anything", value=["x", 0]), m=node("Anything", value=["ckpt", 0]))
+    return linked(graph, pos__clip=["y", 0], neg__clip=["x", 0], k__model=["m", 0])
+
+
+def split():
+    """The model and the text encoder from different nodes."""
+    watched = node("WatchModel", model=["load", 0], name="?")
+    graph = base(load=node("TinyImageModel"), ckpt=watched, clip=node("SafetyDirectionSmallEncoder"))
+    return linked(graph, pos__clip=["clip", 0], neg__clip=["clip", 0], decode__vae=["load", 1])
+
+
+DUAL = {"model": ["ckpt", 0], "cond1": ["pos", 0], "cond2": ["style", 0], "negative": ["neg", 0], "cfg_conds": 2.0, "cfg_cond2_negative": 2.0}
+ADVANCED = {"add_noise": "enable", "noise_seed": 1, "start_at_step": 0, "end_at_step": 9, "return_with_leftover_noise": "disable"}
+SIDES = {"model": ["ckpt", 0], "positive": ["pos", 0], "negative": ["neg", 0]}
+GRAPHS = {
+    "ComfyUI's basic_api_example": lambda: example("basic_api_example.py"),
+    "ComfyUI's websockets_api_example": lambda: example("websockets_api_example.py"),
+    "ComfyUI's websockets_api_example_ws_images": lambda: example("websockets_api_example_ws_images.py"),
+    "KSamplerAdvanced": lambda: base(k=node("KSamplerAdvanced", **SIDES, latent_image=["latent", 0], **STEPS, **ADVANCED)),
+    "CFGGuider": lambda: custom(node("CFGGuider", **SIDES, cfg=2.0)),
+    "BasicGuider": lambda: custom(node("BasicGuider", model=["ckpt", 0], conditioning=["pos", 0])),
+    "DualCFGGuider": lambda: custom(node("DualCFGGuider", **DUAL, style="regular")),
+    "patched model, other layer": lambda: linked(
+        base(
+            last=node("CLIPSetLastLayer", clip=["ckpt", 1], stop_at_clip_layer=-24),
+            flow=node("ModelSamplingSD3", model=["ckpt", 0], shift=3.0),
+        ),
+        pos__clip=["last", 0], neg__clip=["last", 0], k__model=["flow", 0],
+    ),
+    "two areas": lambda: linked(
+        base(
+            other=node("CLIPTextEncode", clip=["ckpt", 1], text=UNSAFE),
+            area=node("ConditioningSetArea", conditioning=["pos", 0], width=64, height=64, x=0, y=0, strength=1.0),
+            both=node("ConditioningCombine", conditioning_1=["area", 0], conditioning_2=["other", 0]),
+        ),
+        k__positive=["both", 0],
+    ),
+    "a time range": lambda: linked(base(r=node("ConditioningSetTimestepRange", conditioning=["pos", 0], start=0.0, end=1.0)), k__positive=["r", 0]),
+    "zeroed negative": lambda: linked(base(z=node("ConditioningZeroOut", conditioning=["neg", 0])), k__negative=["z", 0]),
+    "anything goes": anything,
+    "split loaders": split,
+    "the pack's own nodes": own_nodes,
+}  # fmt: skip
+
+
+def run(server, graph):
+    """What the model was called with, by side."""
+    name = f"host-{next(COUNT)}"
+    for each in graph.values():
+        if "name" in each["inputs"]:
+            each["inputs"]["name"] = name
+    server.queue(graph)
+    found = load_file(server.base / "output" / f"{name}.safetensors")
+    return [found[side][0] for side in sorted(found)]
+
+
+@pytest.fixture(scope="module")
+def alignments(tmp_path_factory):
+    return tmp_path_factory.mktemp("alignments")
+
+
+@contextmanager
+def started(alignments, **settings):
+    """A server that shares its alignments with the others, so that each is made once."""
+    with Server(packs=PACKS, **settings) as running:
+        (running.base / "user" / "safety_directions").symlink_to(alignments)
+        yield running
+
+
+def policy_server(alignments, folder, policy):
+    path = folder / "policy.json"
+    path.write_text(policy if isinstance(policy, str) else json.dumps(policy | {"log": str(folder / "log.txt")}))
+    return started(alignments, variables={"SAFETY_DIRECTION_POLICY": str(path)})
+
+
+@pytest.fixture(scope="module")
+def plain(alignments):
+    with started(alignments) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def host(alignments, tmp_path_factory):
+    with policy_server(alignments, tmp_path_factory.mktemp("host"), POLICY) as running:
+        yield running
+
+
+@pytest.mark.parametrize("name", list(GRAPHS))
+def test_a_queued_graph_comes_out_steered_only_in_host_mode(plain, host, name):
+    asked, got = run(plain, GRAPHS[name]()), run(host, GRAPHS[name]())
+    assert len(asked) == len(got)
+    positive = 2 if name == "DualCFGGuider" else 0
+    for side, (before, after) in enumerate(zip(asked, got)):
+        assert before.shape == after.shape
+        assert torch.equal(before, after) == (side != positive), "the positive prompt is steered, a negative one keeps its force"
+
+
+def test_all_graphs_are_steered_alike(host):
+    steered = [run(host, GRAPHS[name]())[0] for name in ("KSamplerAdvanced", "CFGGuider", "split loaders", "the pack's own nodes", "anything goes")]
+    assert all(torch.equal(steered[0], other) for other in steered[1:])
+
+
+def test_what_is_mixed_after_encoding_is_steered_again(plain, host):
+    mixed = lambda: linked(
+        base(
+            other=node("CLIPTextEncode", clip=["ckpt", 1], text="a nude man lying on a bed"),
+            mix=node("ConditioningAverage", conditioning_to=["pos", 0], conditioning_from=["other", 0], conditioning_to_strength=0.5),
+        ),
+        k__positive=["mix", 0],
+    )
+    assert not torch.equal(run(plain, mixed())[0], run(host, mixed())[0])
+
+
+def test_the_log_tells_what_was_routed_and_flagged(host):
+    run(host, GRAPHS["CFGGuider"]())
+    log = re.search(r'"log": "(.*?)"', open(host.variables["SAFETY_DIRECTION_POLICY"]).read())[1]
+    text = open(log).read()
+    assert "1 CLIP and 1 MODEL outputs routed" in text and "Safety Direction CLIP: global score" in text
+
+
+def test_refuse_stops_the_run_and_a_harsh_negative_prompt_does_not(alignments, tmp_path):
+    with policy_server(alignments, tmp_path, POLICY | {"on_flag": "refuse"}) as host:
+        with pytest.raises(GraphError, match="Safety Direction Guard refused this prompt"):
+            run(host, base())
+        assert len(run(host, linked(base(), pos__text="two friends laughing in a cafe", neg__text=UNSAFE))) == 2
+
+
+@pytest.mark.parametrize(
+    ("policy", "message"),
+    [("{", "policy.json: Expecting"), ({"direction": "no-such"}, "there is no direction 'no-such'")],
+)
+def test_an_unreadable_policy_refuses_every_prompt(alignments, tmp_path, policy, message):
+    with policy_server(alignments, tmp_path, policy) as host, pytest.raises(GraphError, match=f"SAFETY_DIRECTION_POLICY: .*{message}"):
+        run(host, base())
