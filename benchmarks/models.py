@@ -54,6 +54,28 @@ def _smollm2() -> tuple[Any, Any, int, int | None]:
     return model.get_decoder(), tokenizer, tokenizer.bos_token_id, None
 
 
+def masked_states(name: str, prompts: Sequence[str]) -> list[Tensor]:
+    """For each prompt the pooled states without each of its content tokens in turn: row i is without token i, [T_i, W]."""
+    model, tokenizer, start, end = TARGETS[name]()
+    out = []
+    for prompt in terminal(prompts, len(prompts), f"masking tokens for {name}"):
+        ids = tokenizer(prompt, add_special_tokens=False, truncation=True, max_length=400)["input_ids"]
+        tail = [] if end is None else [end]
+        tokens = torch.tensor([[start, *ids[:i], *ids[i + 1 :], *tail] for i in range(len(ids))])
+        with torch.inference_mode():
+            parts = [model(input_ids=part).last_hidden_state[:, 1 : len(ids)].mean(1) for part in tokens.split(32)]
+        out.append(torch.cat(parts).clone())
+    return out
+
+
+def lm_head(name: str) -> Tensor | None:
+    """The output embedding [vocabulary, W] of a target that predicts tokens, else None."""
+    if name == "minilm":
+        return None
+    model, _ = load_source(gemma_path() if name == "gemma-3-270m" else smollm2_path())
+    return model.get_output_embeddings().weight.detach().clone()
+
+
 TARGETS = {"minilm": _minilm, "gemma-3-270m": _gemma, "smollm2": _smollm2}
 
 

@@ -8,7 +8,7 @@ from typing import Callable, Mapping, NamedTuple, Sequence
 import torch
 from torch import Tensor
 
-from .aligned import QUANTILES, AlignedDirection
+from .aligned import PEAK, QUANTILES, AlignedDirection, combine
 from .direction import GLOBAL, Direction
 
 HELD_OUT_EVERY = 10
@@ -139,6 +139,7 @@ def align(direction: Direction, states: Sequence[Tensor] | Tensor, method: str =
         readers=(readers_raw / level.token_spread).T.float().contiguous(),
         center=level.center.float(),
         pooled_spread=(level.pooled_spread / level.token_spread).float(),
+        prompt_moments=level.prompt_moments.float(),
         prompt_levels=level.prompt_levels.float(),
         token_levels=level.token_levels(torch.stack(vectors).float()),
         bank=_bank(tokens, level.center.float(), (readers_raw[:, 0] / level.token_spread[0]).float()).half(),
@@ -231,7 +232,13 @@ class _Levels:
         mean = torch.zeros(len(tokens), scores.shape[1], dtype=scores.dtype).index_add_(0, owner, scores) / counts
         highest = torch.stack([part.amax(0) for part in scores.split([len(t) for t in tokens])])
         self.pooled_spread = mean.std(0).clamp_min(1e-12) * self.token_spread
-        prompt = mean / mean.std(0).clamp_min(1e-12) + 0.5 * highest
+        prompt = mean / mean.std(0).clamp_min(1e-12) + PEAK * highest
+        each = torch.stack([prompt.mean(0), prompt.std(0).clamp_min(1e-12)], 1)
+        prompt = (prompt - each[:, 0]) / each[:, 1]
+        together = combine(prompt)
+        total = torch.stack([together.mean(), together.std().clamp_min(1e-12)])
+        self.prompt_moments = torch.cat([each, total.unsqueeze(0)])
+        prompt[:, 0] = (together - total[0]) / total[1]
         self.prompt_levels = torch.quantile(prompt, QUANTILES.to(prompt.dtype), dim=0).T.contiguous()
 
     def token_levels(self, vectors: Tensor) -> Tensor:

@@ -16,6 +16,14 @@ from .steer import MODES
 # Dense where budgets are small; 0 and 1 are the extremes that were seen.
 QUANTILES = torch.cat([torch.linspace(0, 0.1, 101), torch.linspace(0.11, 0.89, 79), torch.linspace(0.9, 1, 101)])
 
+PEAK = 0.5
+"""Weight of a prompt's highest token beside its pooled score."""
+
+
+def combine(readings: Tensor) -> Tensor:
+    """Standardised readings [..., K], `global` first, to one [...]: the global one plus the highest category's."""
+    return readings[..., 0] + readings[..., 1:].amax(-1) if readings.shape[-1] > 1 else readings[..., 0]
+
 
 @dataclass(frozen=True)
 class AlignedDirection:
@@ -27,6 +35,8 @@ class AlignedDirection:
         readers: [K, W]; (state - center) @ reader is a token's score in benign standard deviations.
         center: [W], the mean pooled benign state.
         pooled_spread: [K], benign standard deviation of the pooled score.
+        prompt_moments: [K + 1, 2], mean and standard deviation over benign prompts of each name's prompt reading,
+            and of all of them together.
         prompt_levels: [K, Q], benign quantiles (QUANTILES) of the prompt score, each prompt left out of its own fit.
         token_levels: [K, Q], benign quantiles of the tokens' component along each unit vector.
         bank: [M, W], benign token states to land on.
@@ -39,6 +49,7 @@ class AlignedDirection:
     readers: Tensor
     center: Tensor
     pooled_spread: Tensor
+    prompt_moments: Tensor
     prompt_levels: Tensor
     token_levels: Tensor
     bank: Tensor
@@ -62,14 +73,28 @@ class AlignedDirection:
         return (states.float() - self.center.to(states.device)) @ reader.to(states.device)
 
     def prompt_score(self, states: Tensor, category: str | None = None, mask: Tensor | None = None) -> Tensor:
-        """Score prompts: [..., T, W] -> [...]: the pooled score in pooled spreads, plus half the highest token's score."""
+        """Score prompts: [..., T, W] -> [...], in benign standard deviations; positive is unsafe.
+
+        A name reads the pooled score in pooled spreads plus half the highest token's score. Without a category (or for
+        `global`) the global reading and the highest category's are added: together they find more than either.
+        """
         content = self._content(states, mask)
-        index = self._index(category or GLOBAL)
-        tokens = self.score(states, category)
+        name = category or GLOBAL
+        self._index(name)
+        readings = torch.stack([self._reading(states, n, content) for n in (self.names if name == GLOBAL else (name,))], -1)
+        moments = self.prompt_moments.to(readings.device)
+        if name == GLOBAL:
+            total = (combine((readings - moments[:-1, 0]) / moments[:-1, 1]) - moments[-1, 0]) / moments[-1, 1]
+        else:
+            mean, spread = moments[self._index(name)]
+            total = (readings[..., 0] - mean) / spread
+        return torch.where(content.any(-1), total, torch.zeros_like(total))
+
+    def _reading(self, states: Tensor, name: str, content: Tensor) -> Tensor:
+        tokens = self.score(states, name)
         mean = (tokens * content).sum(-1) / content.sum(-1).clamp_min(1)
         highest = tokens.masked_fill(~content, -torch.inf).amax(-1)
-        total = mean / self.pooled_spread[index].item() + 0.5 * highest
-        return torch.where(content.any(-1), total, torch.zeros_like(total))
+        return mean / self.pooled_spread[self._index(name)].item() + PEAK * highest
 
     def threshold(self, budget: float, category: str | None = None) -> float:
         """The prompt score that a share `budget` of benign anchors exceeds."""
@@ -190,6 +215,7 @@ _SHAPES = {
     "readers": "KW",
     "center": "W",
     "pooled_spread": "K",
+    "prompt_moments": "P2",
     "prompt_levels": "KQ",
     "token_levels": "KQ",
     "bank": "MW",
@@ -205,7 +231,7 @@ def check_packed(entries: Mapping[str, tuple], metadata: Mapping[str, Any]) -> s
         return "the metadata's names are not `global` and distinct short names"
     if not isinstance(metadata.get("fit"), dict) or not isinstance(metadata.get("direction"), dict):
         return "the metadata's fit or direction is not an object"
-    sizes = {"K": len(names), "Q": len(QUANTILES), "W": entries["center"][1][0]}
+    sizes = {"K": len(names), "P": len(names) + 1, "2": 2, "Q": len(QUANTILES), "W": entries["center"][1][0]}
     for name, letters in _SHAPES.items():
         shape = entries[name][1]
         if len(shape) != len(letters) or any(sizes.get(letter, n) != n for letter, n in zip(letters, shape)):

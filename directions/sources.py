@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Callable, Iterable, Iterator, Sequence
 
@@ -102,8 +103,27 @@ def pooled_states(
     """
     ids = [token_ids(tokenizer, prompt) for prompt in prompts]
     batches = list(length_batches([len(i) for i in ids], tokens_per_batch))
-    out: Tensor | None = None
     body = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
+    with _only_blocks(body, max(layers) + 1):
+        return _pooled(model, body, ids, batches, layers, progress)
+
+
+@contextmanager
+def _only_blocks(body, count: int) -> Iterator[None]:
+    """Leave out the blocks behind the last layer that is wanted; one more stays, because the last output is normalised."""
+    blocks = getattr(body, "layers", None)
+    if not isinstance(blocks, torch.nn.ModuleList) or len(blocks) <= count:
+        yield
+        return
+    body.layers = blocks[:count]
+    try:
+        yield
+    finally:
+        body.layers = blocks
+
+
+def _pooled(model, body, ids: list[list[int]], batches: list[list[int]], layers: Sequence[int], progress: Progress) -> Tensor:
+    out: Tensor | None = None
     for batch in progress(batches, len(batches), "reading the source model"):
         width = max(len(ids[i]) for i in batch)
         tokens = torch.zeros(len(batch), width, dtype=torch.long)
@@ -122,7 +142,7 @@ def pooled_states(
             weight = content.to(states.device).unsqueeze(-1)
             pooled = ((states * weight).sum(1) / weight.sum(1)).cpu()
             if out is None:
-                out = torch.empty(len(prompts), len(layers), pooled.shape[-1])
+                out = torch.empty(len(ids), len(layers), pooled.shape[-1])
             out[torch.tensor(batch), column] = pooled
     assert out is not None, "no prompts"
     return out

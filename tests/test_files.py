@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 import directions
 from directions import DirectionFormatError, files
 from directions.direction import read_direction
-from directions.encoder import AlignedEncoder, load_aligned_encoder
+from directions.encoder import AlignedEncoder, Place, load_aligned_encoder
 
 
 def parts(path):
@@ -45,9 +45,10 @@ def test_an_aligned_direction_survives_the_file(planted, aligned, tmp_path):
 
 def test_an_aligned_encoder_survives_the_file_and_knows_its_encoder(aligned, tmp_path):
     probes = {"cond": torch.randn(32), "pooled_output": torch.randn(32)}
-    encoder = AlignedEncoder(slots={s: aligned for s in probes}, margins={s: (1, 1) for s in probes}, probes=probes)
+    places = {s: Place(s, ("l",), aligned.width, aligned.width, length=77, before=1, chunk=77, unmasked=True) for s in probes}
+    encoder = AlignedEncoder(slots={s: aligned for s in probes}, places=places, probes=probes, padding={"cond": torch.ones(aligned.width + 1)})
     loaded = load_aligned_encoder(encoder.save(tmp_path / "encoder.safetensors"))
-    assert set(loaded.slots) == set(probes) and loaded.margins["cond"] == (1, 1)
+    assert set(loaded.slots) == set(probes) and loaded.places == places and list(loaded.padding) == ["cond"]
     assert loaded.fits({s: p.half() for s, p in probes.items()})
     assert not loaded.fits({**probes, "cond": probes["cond"] + torch.randn(32)})
     assert not loaded.fits({"cond": probes["cond"]})
