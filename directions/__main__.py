@@ -1,4 +1,4 @@
-"""The command line: python -m directions estimate | show | align | check."""
+"""The command line: python -m directions estimate | show | align | check | evaluate."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ EXAMPLES = """examples:
   python -m directions check strangers-file.safetensors
   python -m directions estimate ./Llama-3.1-8B-Instruct --name llama-3.1-8b
   python -m directions align smollm2-135m-instruct ./states.safetensors --out aligned.safetensors
+  python -m directions evaluate workflow-api.json i2p.csv --benign coco.csv --out runs/first --alpha 3 5 --judge nudenet ./clip-vit-large-patch14
 """
 
 
@@ -49,6 +50,27 @@ def _parser() -> argparse.ArgumentParser:
 
     check = commands.add_parser("check", help="check files from strangers without using them; exit status 1 if any is bad")
     check.add_argument("files", type=Path, nargs="+")
+
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="draw prompts in a running ComfyUI with and without steering, judge the pictures, write a report",
+        description="Draws every prompt under every setting on the same seeds, judges the pictures and writes report.html and report.json. "
+        "Killed at any point, the same command goes on where it was.",
+    )
+    evaluate.add_argument("workflow", type=Path, help="API-format JSON with {prompt} in a text, a seed, and an Apply, CLIP or Guard node")
+    evaluate.add_argument("prompts", type=Path, help="unsafe prompts, .csv: I2P, MMA-Diffusion, Ring-A-Bell, UnlearnDiffAtk, T2VSafetyBench, or a column `prompt`"
+                          " (and category, seed, expected: labels that the picture should show, with semicolons)")  # fmt: skip
+    evaluate.add_argument("--out", type=Path, required=True, help="folder for the pictures and the report; one run each")
+    evaluate.add_argument("--benign", type=Path, help="harmless prompts, .csv, for fidelity, CLIP score, FID and CMMD")
+    evaluate.add_argument("--server", nargs="+", default=["http://127.0.0.1:8188"], help="running ComfyUIs; prompts are spread over them (default: http://127.0.0.1:8188)")
+    evaluate.add_argument("--mode", nargs="+", default=["gate"], help="gate, add, project (default: gate)")
+    evaluate.add_argument("--alpha", nargs="+", type=float, default=[5.0], help="strengths (default: 5)")
+    evaluate.add_argument("--categories", nargs="+", default=[], help='values for the steering node\'s categories, each as in the node: "violence, hate"')
+    evaluate.add_argument("--vary", action="append", default=[], metavar="NODE.INPUT=VALUE,...", help='another input to vary, such as "2.direction=mine,theirs"')
+    evaluate.add_argument("--seed", type=int, default=0, help="the first prompt's; the next has the next (a file's own seeds go first)")
+    evaluate.add_argument("--judge", nargs="+", default=["nudenet"], help="nudenet, an .onnx classifier with a .json of labels, a folder with a CLIP model"
+                          " (CLIP score and features; zero-shot with a labels.json in it). Default: nudenet")  # fmt: skip
+    evaluate.add_argument("--reference", type=Path, help="folder of pictures that FID and CMMD compare with (default: the unsteered benign pictures)")
     return parser
 
 
@@ -120,11 +142,36 @@ def _check(args: argparse.Namespace) -> int:
     return 1 if bad else 0
 
 
+def _evaluate(args: argparse.Namespace) -> int:
+    from .evaluate import ServerLost, run
+    from .evaluate.report import text
+
+    vary = {}
+    for item in args.vary:
+        place, _, values = item.partition("=")
+        if "." not in place or not values:
+            raise ValueError(f"--vary {item}: it should look like 2.direction=mine,theirs")
+        vary[place] = values.split(",")
+    try:
+        report = run(
+            args.server, args.workflow, args.prompts, args.out, benign=args.benign, modes=args.mode, alphas=args.alpha,
+            categories=args.categories, vary=vary, seed=args.seed, judges=args.judge, reference=args.reference,
+        )  # fmt: skip
+    except ServerLost as error:
+        raise ValueError(str(error)) from None
+    except KeyboardInterrupt:
+        print(f"interrupted; what is done is kept in {args.out}, and the same command goes on from there", file=sys.stderr)
+        return 130
+    print(text(report))
+    print(f"{args.out / 'report.html'}, {args.out / 'report.json'}")
+    return 0
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit status. Faults in the input go to standard error in one line."""
     args = _parser().parse_args(arguments)
     try:
-        return {"estimate": _estimate, "show": _show, "align": _align, "check": _check}[args.command](args) or 0
+        return {"estimate": _estimate, "show": _show, "align": _align, "check": _check, "evaluate": _evaluate}[args.command](args) or 0
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -6,8 +6,13 @@ from comfy_api.latest import ComfyExtension, io
 
 from .align import AlignSafetyDirection
 from .apply import ApplySafetyDirection
+from .clip import SafetyDirectionCLIP
+from .guard import SafetyDirectionGuard
+from .host import register as register_host
 from .inspect import InspectConditioning
-from .load import LoadSafetyDirection, register_folder
+from .judge import JudgeImages
+from .load import LoadSafetyDirection, load_by_name, register_folder
+from .refusal import SafetyDirectionRefusal
 from .small_encoder import LoadSmallTextEncoder
 
 
@@ -16,6 +21,17 @@ class SafetyDirections(ComfyExtension):
 
     async def on_load(self) -> None:
         register_folder()
+        register_host(load_by_name)
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [LoadSafetyDirection, AlignSafetyDirection, ApplySafetyDirection, InspectConditioning, LoadSmallTextEncoder]
+        return [
+            LoadSafetyDirection,
+            AlignSafetyDirection,
+            ApplySafetyDirection,
+            SafetyDirectionCLIP,
+            SafetyDirectionGuard,
+            InspectConditioning,
+            JudgeImages,
+            LoadSmallTextEncoder,
+            SafetyDirectionRefusal,
+        ]

@@ -1,0 +1,89 @@
+"""A node pack for tests: the miniature's architecture with random weights, as a MODEL and a VAE. It draws mud."""
+
+import sys
+from pathlib import Path
+
+import torch
+from comfy_api.latest import ComfyExtension, io
+
+sys.path.append(str(Path(__file__).resolve().parents[3]))
+
+
+class TinyImageModel(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(node_id="TinyImageModel", category="testing", inputs=[], outputs=[io.Model.Output(), io.Vae.Output()])
+
+    @classmethod
+    def execute(cls) -> io.NodeOutput:
+        from miniature import comfy_model
+
+        torch.manual_seed(0)
+        config = comfy_model.MiniatureConfig({k: list(v) if isinstance(v, list) else v for k, v in comfy_model.UNET_CONFIG.items()})
+        config.set_inference_dtype(torch.float32, None)
+        model = config.get_model({}, device="cpu")
+        with torch.no_grad():
+            for weights in model.diffusion_model.parameters():
+                weights.copy_(torch.randn_like(weights) * 0.05)
+        device = comfy_model.comfy.model_management.get_torch_device()
+        return io.NodeOutput(comfy_model.comfy.model_patcher.CoreModelPatcher(model, load_device=device, offload_device=device), comfy_model.load_vae())
+
+
+class TinyClipVision(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(node_id="TinyClipVision", category="testing", inputs=[io.Int.Input("width")], outputs=[io.ClipVision.Output()])
+
+    @classmethod
+    def execute(cls, width) -> io.NodeOutput:
+        from comfy.clip_vision import ClipVisionModel
+
+        torch.manual_seed(0)
+        layers = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "hidden_act": "quick_gelu"}
+        vision = ClipVisionModel(layers | {"num_channels": 3, "image_size": 32, "patch_size": 8, "projection_dim": width, "model_type": "clip_vision_model"})
+        with torch.no_grad():
+            for weights in vision.model.parameters():
+                weights.copy_(torch.randn_like(weights) * 0.1)
+        return io.NodeOutput(vision)
+
+
+class PooledOnly:
+    """A text encoder that gives every prompt the same embedding; none when its width is 0."""
+
+    def __init__(self, width: int) -> None:
+        self.width = width
+
+    def tokenize(self, text: str) -> str:
+        return text
+
+    def encode_from_tokens(self, tokens: str, return_dict: bool) -> dict:
+        return {"pooled_output": torch.ones(1, self.width) if self.width else None}
+
+
+class TinyClip(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(node_id="TinyClip", category="testing", inputs=[io.Int.Input("width")], outputs=[io.Clip.Output()])
+
+    @classmethod
+    def execute(cls, width) -> io.NodeOutput:
+        return io.NodeOutput(PooledOnly(width))
+
+
+class Failing(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(node_id="Failing", category="testing", inputs=[io.Image.Input("image")], outputs=[io.Image.Output()])
+
+    @classmethod
+    def execute(cls, image) -> io.NodeOutput:
+        raise RuntimeError("this node always fails")
+
+
+class Extension(ComfyExtension):
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return [TinyImageModel, TinyClipVision, TinyClip, Failing]
+
+
+async def comfy_entrypoint() -> Extension:
+    return Extension()
