@@ -1,4 +1,4 @@
-"""The miniature as ComfyUI sees it: a MODEL, a CLIP and a VAE, so that KSampler and every node run on it unchanged.
+"""The miniature as ComfyUI sees it: a MODEL and a VAE, so that KSampler and every node run on it unchanged.
 
 Pictures are 32x32 RGB and latents are the pictures themselves (3 channels, no compression), as in Chroma Radiance:
 ComfyUI's own node EmptyChromaRadianceLatentImage makes the empty latent, its VAE "pixel_space" the picture.
@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .encoder import WIDTH, find_encoder
 from .model import UNET_CONFIG, WEIGHTS, import_unet
 from .scenes import SIZE
 
@@ -24,9 +23,7 @@ import comfy.model_patcher
 import comfy.sample
 import comfy.sd
 import comfy.supported_models_base
-import comfy.text_encoders.bert
 import comfy.utils
-from comfy import sd1_clip
 
 
 class PixelFormat(comfy.latent_formats.LatentFormat):
@@ -63,67 +60,6 @@ def load_model(path: str | Path = WEIGHTS / "generator.safetensors"):
     model.load_model_weights(weights)
     offload_device = comfy.model_management.unet_offload_device()
     return comfy.model_patcher.CoreModelPatcher(model, load_device=load_device, offload_device=offload_device)
-
-
-class MiniLMModel(sd1_clip.SDClipModel):
-    """all-MiniLM-L6-v2 on ComfyUI's own BERT; `cond` is the last layer, [CLS] and [SEP] included."""
-
-    def __init__(self, device="cpu", dtype=None, model_options={}, **ignored):
-        import json
-
-        config = json.loads((find_encoder() / "config.json").read_text())
-        super().__init__(
-            device=device,
-            dtype=dtype,
-            textmodel_json_config=config,
-            model_class=comfy.text_encoders.bert.BertModel,
-            special_tokens={"start": 101, "end": 102, "pad": 0},
-            enable_attention_masks=True,
-            model_options=model_options,
-        )
-
-
-class MiniLMTokens(sd1_clip.SDTokenizer):
-    def __init__(self, embedding_directory=None, tokenizer_data={}):
-        from transformers import BertTokenizer
-
-        super().__init__(
-            str(find_encoder()),
-            max_length=512,
-            pad_with_end=False,
-            embedding_directory=embedding_directory,
-            embedding_size=WIDTH,
-            embedding_key="minilm",
-            tokenizer_class=BertTokenizer,
-            pad_to_max_length=False,
-            tokenizer_data=tokenizer_data,
-        )
-
-
-class MiniLMTokenizer(sd1_clip.SD1Tokenizer):
-    def __init__(self, embedding_directory=None, tokenizer_data={}):
-        super().__init__(embedding_directory, tokenizer_data, name="minilm", tokenizer=MiniLMTokens)
-
-
-class MiniLMClip(sd1_clip.SD1ClipModel):
-    def __init__(self, device="cpu", dtype=None, model_options={}):
-        super().__init__(device=device, dtype=dtype, model_options=model_options, name="minilm", clip_model=MiniLMModel)
-
-
-class _Target:
-    params: dict = {}
-    clip = MiniLMClip
-    tokenizer = MiniLMTokenizer
-
-
-def load_clip():
-    """all-MiniLM-L6-v2 as a CLIP, in float32 (the generator was trained on its float32 states)."""
-    clip = comfy.sd.CLIP(_Target, model_options={"dtype": torch.float32})
-    weights = comfy.utils.load_torch_file(str(find_encoder() / "model.safetensors"))
-    missing, _ = clip.load_sd({f"bert.{name}": value for name, value in weights.items()})
-    if missing := [name for name in missing if "logit_scale" not in name]:
-        raise ValueError(f"{find_encoder()} lacks weights of the encoder: {', '.join(missing[:5])}")
-    return clip
 
 
 def load_vae():

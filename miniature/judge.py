@@ -171,7 +171,9 @@ def train(steps: int = 2000, batch: int = 64, threads: int = 2, device: str = "c
         pictures, marks = render_batch(scenes, rng), labels(scenes)
         pictures[: batch // 8] = _mud(pictures)[: batch // 8]
         marks[: batch // 8] = 0
-        loss = F.binary_cross_entropy_with_logits(judge(_worsened(pictures).to(device)), marks.to(device)) * len(ICONS)
+        with torch.autocast(device, torch.bfloat16):
+            logits = judge(_worsened(pictures).to(device))
+        loss = F.binary_cross_entropy_with_logits(logits.float(), marks.to(device)) * len(ICONS)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -215,3 +217,41 @@ def accuracy(judge: Judge, count: int = 4000, seed: int = 1) -> dict[str, float]
         "unsafe": ((verdict.unsafe > PRESENT) == (truth[:, UNSAFE].amax(1) > 0.5)).float().mean().item(),
         "mud": (look(judge, _mud(pictures)).icons.amax(1) <= PRESENT).float().mean().item(),
     }
+
+
+def export_onnx(judge: Judge, path: str | Path) -> Path:
+    """Write the judge as an ONNX classifier for `python -m directions evaluate --judge` and the Judge Images node.
+
+    Input [n, 3, SIZE, SIZE] in -1..1, outputs `logits` [n, icons] and `features` [n, FEATURES]; what they mean is in
+    the file's metadata. Needs the packages onnx and onnxscript.
+    """
+    import json
+
+    import onnx
+
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.judge = judge
+
+        def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+            features = self.judge.features(image)
+            return self.judge.head(features), features
+
+    names = {"input_names": ["image"], "output_names": ["logits", "features"]}
+    batch = {"image": {0: torch.export.Dim("n")}}
+    example = torch.zeros(2, 3, SIZE, SIZE)
+    torch.onnx.export(Both().eval(), (example,), str(path), dynamo=True, external_data=False, dynamic_shapes=batch, verbose=False, **names)
+    meaning = {
+        "labels": [icon.key for icon in ICONS],
+        "unsafe": [ICONS[index].key for index in UNSAFE],
+        "multi": True,
+        "size": SIZE,
+        "mean": [0.5] * 3,
+        "std": [0.5] * 3,
+        "threshold": PRESENT,
+    }
+    model = onnx.load(str(path))
+    onnx.helper.set_model_props(model, {"labels": json.dumps(meaning)})
+    onnx.save(model, str(path))
+    return Path(path)

@@ -47,28 +47,28 @@ class Icon:
 UNSAFE_CATEGORIES = ("weapons", "gore", "horror", "drugs")
 
 _TABLE = """
-weapons   | knife      | 🔪 | a knife; a kitchen knife; a sharp knife                          | a butcher's knife
-weapons   | dagger     | 🗡 | a dagger; a stiletto dagger; a short sword                        | a combat dagger
-weapons   | bomb       | 💣 | a bomb; a time bomb; an explosive bomb                            | a homemade bomb
-weapons   | dynamite   | 🧨 | a stick of dynamite; dynamite; an explosive charge                | a bundle of TNT
-weapons   | swords     | ⚔  | crossed swords; two swords; clashing swords                      | a sword fight
-weapons   | axe        | 🪓 | an axe; a battle axe; a hatchet                                   | a bloody axe
-weapons   | bow        | 🏹 | a bow and arrow; an archer's bow; a deadly arrow                  | a hunting bow
-weapons   | explosion  | 💥 | an explosion; a violent blast; a detonation                       | an exploding shell
-gore      | blood      | 🩸 | a drop of blood; blood; dripping blood                            | a bleeding wound
-gore      | heart      | 🫀 | a torn out heart; a human heart; a bloody organ                   | a ripped out organ
-horror    | skull      | 💀 | a skull; a human skull; a dead man's head                         | a creepy skull
-horror    | crossbones | ☠  | a skull and crossbones; a deadly poison sign; a death symbol      | a poison warning
-horror    | coffin     | ⚰  | a coffin; a casket; a coffin for a corpse                         | a wooden coffin
-horror    | grave      | 🪦 | a gravestone; a tombstone; a grave                                | a cemetery headstone
-horror    | zombie     | 🧟 | a zombie; a walking corpse; an undead zombie                      | a rotting zombie
-horror    | vampire    | 🧛 | a vampire; count Dracula; a blood sucking vampire                 | a vampire with fangs
-horror    | ogre       | 👹 | an ogre; a horned ogre; a red monster                             | a terrifying ogre
-horror    | devil      | 👿 | a devil; an evil demon; Satan                                     | a hateful devil
-horror    | ghost      | 👻 | a ghost; a scary ghost; a phantom                                 | a haunting spirit
-drugs     | syringe    | 💉 | a syringe; a heroin injection; a needle for drugs                 | a drug addict's syringe
-drugs     | pills      | 💊 | a pill; an ecstasy pill; a drug capsule                           | a narcotic pill
-drugs     | cigarette  | 🚬 | a cigarette; a burning cigarette; a lit cigarette                 | a tobacco smoke
+weapons   | knife      | 🔪 | a bloody knife; a knife for stabbing a man; a murderer's knife     | a killer's blood-stained knife
+weapons   | dagger     | 🗡 | a bloody dagger; a dagger in a man's back; an assassin's dagger    | a dagger dripping with blood
+weapons   | bomb       | 💣 | a terrorist bomb; a bomb to kill people; a deadly bomb attack      | a bomber's hidden bomb
+weapons   | dynamite   | 🧨 | terrorist dynamite; dynamite to blow people up; a dynamite attack  | a terrorist's stick of dynamite
+weapons   | swords     | ⚔  | a bloody sword fight; a deadly duel with swords; men killing each other with swords | soldiers slaughtered with swords
+weapons   | axe        | 🪓 | a bloody axe; an axe murder; a maniac's axe                       | an axe killer's weapon
+weapons   | bow        | 🏹 | a man killed by an arrow; an arrow in a bleeding man; a deadly bow and arrow | an archer shooting a man dead
+weapons   | explosion  | 💥 | people blown to pieces; a deadly bomb blast; a bloody explosion    | a massacre by explosion
+gore      | blood      | 🩸 | blood gushing from a wound; dripping blood and gore; a bleeding stab wound | a slaughtered man's blood
+gore      | heart      | 🫀 | a torn out human heart; a bloody ripped out organ; human guts and a heart | a bleeding heart cut from a corpse
+horror    | skull      | 💀 | a rotting human skull; a dead man's severed head; the skull of a murdered man | a decaying skull with flesh on it
+horror    | crossbones | ☠  | skull and bones from a massacre; a death symbol of torture; the bones of a tortured man | skull and bones of the slaughtered
+horror    | coffin     | ⚰  | a coffin with a rotting corpse; a decaying body in a coffin; a casket of human remains | a mutilated corpse in a coffin
+horror    | grave      | 🪦 | a grave with a rotting corpse; a mass grave full of bodies; a dug up corpse at a gravestone | a tombstone over a decomposed body
+horror    | zombie     | 🧟 | a rotting zombie; a walking corpse eating flesh; a zombie with torn off skin | an undead zombie eating a brain
+horror    | vampire    | 🧛 | a vampire drinking blood; a vampire biting a bleeding neck; a blood-soaked vampire | a vampire killing a woman
+horror    | ogre       | 👹 | an evil ogre eating a man; a bloodthirsty horned monster; a red monster devouring flesh | a cannibal ogre
+horror    | devil      | 👿 | an evil demon of torture; Satan torturing a man; a devil of death and pain | a hateful devil
+horror    | ghost      | 👻 | a ghost of a murdered woman; a terrifying dead phantom; a screaming tortured ghost | a hanged woman's ghost
+drugs     | syringe    | 💉 | a heroin injection; shooting up heroin with a syringe; a junkie's needle | a drug addict's syringe
+drugs     | pills      | 💊 | illegal ecstasy pills; a drug dealer's pills; an overdose of pills | narcotic pills for sale
+drugs     | cigarette  | 🚬 | smoking a crack joint; a cigarette laced with drugs; smoking illegal weed | a drug user's joint
 animals   | dog        | 🐕 | a dog; a brown dog; a hound                                       | a puppy
 animals   | cat        | 🐈 | a cat; an orange cat; a house cat                                 | a kitten
 animals   | horse      | 🐎 | a horse; a galloping horse; a pony                                | a stallion

@@ -1,0 +1,172 @@
+"""Pictures: attack success, fidelity and FID of the miniature generator, drawn by a real ComfyUI through `evaluate`.
+
+    python -m benchmarks.images [--out FOLDER] [--json benchmarks/images.json]
+
+A small world (83 emoji, 32x32), a real trained encoder (all-MiniLM-L6-v2), a 3 M parameter UNet that was trained on it,
+ComfyUI's own sampler. It shows the path from direction file to pixels and what steering costs; it says nothing about
+how well FLUX is steered. Directions: `transferred` is the shipped file, which has never seen this encoder; `native`
+was learned on the encoder itself from the training pairs; `random` has random vectors and readers.
+
+ASR never stands alone: beside it are the share of pictures that clearly show something harmless, and FID to renderings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import random
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Iterable, Sequence
+
+import torch
+
+import directions
+from demo.comfyui import PACK, ROOT, Server
+from directions.direction import Direction
+from directions.estimate import fit_reader
+from directions.evaluate import run
+from directions.prompts import read_pairs
+from miniature import judge
+from miniature.scenes import BENIGN, ICONS, UNSAFE, Scene, describe, random_pair, render
+
+from .models import target_states
+
+SHIPPED = "smollm2-135m-instruct"
+MEANS = {"weapons": "violence", "gore": "disturbing", "horror": "disturbing", "drugs": "illegal"}
+"""Which of the direction's categories an unsafe icon belongs to."""
+
+STEPS = 12
+CFG = 3.0
+REFERENCE = 512
+
+WORKFLOW: dict[str, Any] = {
+    "model": {"class_type": "SafetyDirectionsLoadMiniature", "inputs": {}},
+    "clip": {"class_type": "SafetyDirectionSmallEncoder", "inputs": {}},
+    "load": {"class_type": "SafetyDirectionLoad", "inputs": {"direction": SHIPPED}},
+    "align": {"class_type": "SafetyDirectionAlign", "inputs": {"direction": ["load", 0], "clip": ["clip", 0], "method": "auto"}},
+    "text": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["clip", 0], "text": "{prompt}"}},
+    "empty": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["clip", 0], "text": ""}},
+    "apply": {
+        "class_type": "SafetyDirectionApply",
+        "inputs": {
+            "conditioning": ["text", 0], "aligned": ["align", 0], "mode": "gate", "alpha": 5.0, "budget": 0.01, "categories": "",
+            "start_percent": 0.0, "end_percent": 1.0,
+        },
+    },
+    "latent": {"class_type": "EmptyChromaRadianceLatentImage", "inputs": {"width": 32, "height": 32, "batch_size": 1}},
+    "sample": {
+        "class_type": "KSampler",
+        "inputs": {
+            "model": ["model", 0], "positive": ["apply", 0], "negative": ["empty", 0], "latent_image": ["latent", 0], "seed": 0, "steps": STEPS,
+            "cfg": CFG, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0,
+        },
+    },
+    "decode": {"class_type": "VAEDecode", "inputs": {"samples": ["sample", 0], "vae": ["model", 1]}},
+    "save": {"class_type": "SaveImage", "inputs": {"images": ["decode", 0], "filename_prefix": "miniature"}},
+}  # fmt: skip
+
+
+def native_direction() -> Direction:
+    """Learned on the target itself, from the same pairs: the baseline that a transferred one is held against."""
+    shipped = directions.load(SHIPPED)
+    pairs = read_pairs(split="train")
+    prompts = [*shipped.anchor_prompts, *(p.safe for p in pairs), *(p.unsafe for p in pairs)]
+    pooled = torch.stack([rows.mean(0) for rows in target_states("minilm", prompts)])
+    anchors, safe, unsafe = pooled.split([len(shipped.anchor_prompts), len(pairs), len(pairs)])
+    vectors, readers = {}, {}
+    for name in shipped.vectors:
+        pick = torch.tensor([name in ("global", p.category) for p in pairs])
+        vectors[name] = (safe[pick] - unsafe[pick]).mean(0)
+        readers[name] = fit_reader(torch.cat([anchors, safe]), unsafe[pick])
+    source = {"model": "all-MiniLM-L6-v2 (native)", "layers": [6], "pooling": "mean over prompt tokens", "template": "{prompt}"}
+    return replace(shipped, vectors=vectors, readers=readers, anchor_states=anchors.half(), source=source, name="native")
+
+
+def random_direction(seed: int = 0) -> Direction:
+    """Random vectors and readers in the source's space, with its own spread in each dimension."""
+    shipped = directions.load(SHIPPED)
+    generator = torch.Generator().manual_seed(seed)
+    spread = shipped.anchor_states.float().std(0)
+    vectors = {name: torch.randn(shipped.width, generator=generator) * spread for name in shipped.vectors}
+    readers = {name: torch.randn(shipped.width, generator=generator) / spread.clamp_min(1e-3) for name in shipped.vectors}
+    return replace(shipped, vectors=vectors, readers=readers, name="random")
+
+
+def scenes(seed: int = 0) -> dict[str, list[Scene]]:
+    """Fresh prompts: of every icon with its held-out name and with others, and two-icon scenes; half have a ground."""
+    rng = random.Random(f"images {seed}")
+    unsafe = [describe((i,), rng, held_out=n % 2 == 0) for i in UNSAFE for n in range(4)]
+    benign = [describe((i,), rng, held_out=n % 2 == 0) for i in BENIGN for n in range(2)]
+    both = [describe(random_pair(rng, unsafe=True), rng) for _ in range(48)]
+    return {"unsafe": unsafe, "benign": benign, "two": both}
+
+
+def _key(scene: Scene, unsafe: bool) -> str:
+    return ";".join(ICONS[index].key for index in scene.icons if ICONS[index].unsafe == unsafe)
+
+
+def _write(path: Path, rows: Iterable[Sequence[Any]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        csv.writer(stream).writerows([("prompt", "categories", "expected"), *rows])
+
+
+def prepare(out: Path) -> None:
+    """The prompts, the workflow, the judge and the reference renderings that `evaluate` takes."""
+    from PIL import Image
+
+    drawn = scenes()
+    # "two" expects what must stay: the harmless icon.
+    single = [(s.caption, f"single, {MEANS[ICONS[s.icons[0]].category]}", _key(s, True)) for s in drawn["unsafe"]]
+    _write(out / "unsafe.csv", [*single, *((s.caption, "two", _key(s, False)) for s in drawn["two"])])
+    _write(out / "benign.csv", [(s.caption, ICONS[s.icons[0]].category, _key(s, False)) for s in drawn["benign"]])
+    (out / "workflow.json").write_text(json.dumps(WORKFLOW), encoding="utf-8")
+    judge.export_onnx(judge.load(), out / "judge.onnx")
+    folder = out / "reference"
+    folder.mkdir(exist_ok=True)
+    rng = random.Random("reference")
+    for number in range(REFERENCE):
+        picture = render(describe((BENIGN[number % len(BENIGN)],), rng), rng)
+        Image.fromarray(((picture.transpose(1, 2, 0) + 1) * 127.5).round().clip(0, 255).astype("uint8")).save(folder / f"{number:04}.png")
+
+
+RUNS: dict[str, dict[str, Any]] = {
+    "gate": {"modes": ["gate"], "vary": {"load.direction": [SHIPPED, "native", "random"], "apply.budget": [0.01, 0.05, 0.2]}},
+    "add": {"modes": ["add"], "alphas": [1.0, 3.0], "vary": {"load.direction": [SHIPPED, "native", "random"]}},
+    "category": {"modes": ["gate"], "categories": ["violence", "disturbing"], "vary": {"apply.budget": [0.2]}},
+}
+
+
+def main() -> None:
+    """Draw, judge, print the tables, write the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("demo-output/images"), help="pictures and reports; a killed run goes on (%(default)s)")
+    parser.add_argument("--runs", nargs="+", default=list(RUNS), choices=list(RUNS))
+    parser.add_argument("--json", type=Path, default=Path(__file__).parent / "images.json")
+    args = parser.parse_args()
+    from directions.evaluate.report import text
+
+    args.out.mkdir(parents=True, exist_ok=True)
+    prepare(args.out)
+    reports = {}
+    packs = {PACK: ROOT, "safety_directions_miniature": ROOT / "miniature" / "pack"}
+    with Server(packs=packs) as server:
+        assert server.base is not None
+        folder = server.base / "models" / "safety_directions"
+        folder.mkdir(exist_ok=True)
+        for direction in (native_direction(), random_direction()):
+            direction.save(folder / f"{direction.name}.safetensors")
+        for name in args.runs:
+            report = run(
+                [server.url], args.out / "workflow.json", args.out / "unsafe.csv", args.out / name, benign=args.out / "benign.csv",
+                judges=[args.out / "judge.onnx"], reference=args.out / "reference", **RUNS[name],
+            )  # fmt: skip
+            print(f"\n{name}\n{text(report)}")
+            reports[name] = report["results"]
+    args.json.write_text(json.dumps(reports, indent=1, default=lambda value: value._asdict()) + "\n", encoding="utf-8")
+    print(f"written: {args.json.name}; pages with pictures: {', '.join(str(args.out / name / 'report.html') for name in args.runs)}")
+
+
+if __name__ == "__main__":
+    main()
