@@ -1,4 +1,4 @@
-"""The command line: python -m directions estimate | show | align | check | evaluate."""
+"""The command line: python -m directions estimate | show | align | check | scan | evaluate."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ EXAMPLES = """examples:
   python -m directions check strangers-file.safetensors
   python -m directions estimate ./Llama-3.1-8B-Instruct --name llama-3.1-8b
   python -m directions align smollm2-135m-instruct ./states.safetensors --out aligned.safetensors
+  python -m directions scan prompts.csv --source SmolLM2-135M-Instruct.Q4_1.gguf --out runs/scan
   python -m directions evaluate workflow-api.json i2p.csv --benign coco.csv --out runs/first --alpha 3 5 --judge nudenet ./clip-vit-large-patch14
 """
 
@@ -50,6 +51,23 @@ def _parser() -> argparse.ArgumentParser:
 
     check = commands.add_parser("check", help="check files from strangers without using them; exit status 1 if any is bad")
     check.add_argument("files", type=Path, nargs="+")
+
+    scan = commands.add_parser(
+        "scan",
+        help="score a file of prompts, however long (needs transformers)",
+        description="Scores every prompt in benign standard deviations and writes --out/part-NNNNNN.csv: row, score, flagged, the highest category, "
+        "each category's score, prompt. Killed at any point, the same command goes on where it was. Memory doesn't grow with the file.",
+    )
+    scan.add_argument("prompts", type=Path, help="a .csv with a column `prompt`, or a .txt with a prompt a line")
+    scan.add_argument("--out", type=Path, required=True, help="folder for the scores; one scan each")
+    scan.add_argument("--direction", default="smollm2-135m-instruct", help="a name from the library, or a path (default: smollm2-135m-instruct)")
+    scorer = scan.add_mutually_exclusive_group(required=True)
+    scorer.add_argument("--source", type=Path, metavar="MODEL", help="score with the model that the direction was learned in: folder or .gguf")
+    scorer.add_argument("--encoder", type=Path, metavar="MODEL", help="score with another model, such as an image model's text encoder, aligned first")
+    scan.add_argument("--budget", type=float, default=0.01, help="share of harmless prompts that may be flagged (default: 0.01)")
+    scan.add_argument("--column", default="prompt", help="the column that holds the prompts (default: prompt)")
+    scan.add_argument("--ray", metavar="ADDRESS", help='spread over a Ray cluster that sees the same folders ("auto": the running one, "local": this machine)')
+    scan.add_argument("--workers", type=int, default=1, help="with --ray: models at work at a time (default: 1)")
 
     evaluate = commands.add_parser(
         "evaluate",
@@ -142,6 +160,20 @@ def _check(args: argparse.Namespace) -> int:
     return 1 if bad else 0
 
 
+def _scan(args: argparse.Namespace) -> int:
+    from .scan import Scan, scan
+    from .sources import terminal
+
+    kind = "source" if args.source else "encoder"
+    task = Scan(args.prompts, args.out, args.source or args.encoder, kind, args.budget, args.column)
+    try:
+        print(json.dumps(scan(load(args.direction), task, ray=args.ray, workers=args.workers, progress=terminal), indent=2))
+    except KeyboardInterrupt:
+        print(f"interrupted; what is done is kept in {args.out}, and the same command goes on from there", file=sys.stderr)
+        return 130
+    return 0
+
+
 def _evaluate(args: argparse.Namespace) -> int:
     from .evaluate import ServerLost, run
     from .evaluate.report import text
@@ -171,7 +203,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit status. Faults in the input go to standard error in one line."""
     args = _parser().parse_args(arguments)
     try:
-        return {"estimate": _estimate, "show": _show, "align": _align, "check": _check, "evaluate": _evaluate}[args.command](args) or 0
+        return {"estimate": _estimate, "show": _show, "align": _align, "check": _check, "scan": _scan, "evaluate": _evaluate}[args.command](args) or 0
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

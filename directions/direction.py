@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Mapping, Sequence
 
@@ -55,7 +56,7 @@ class Direction:
         """D, the source feature width (layers concatenated)."""
         return self.anchor_states.shape[1]
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over the vectors, readers and anchors: what an alignment depends on."""
         digest = hashlib.sha256("\n".join(self.anchor_prompts).encode())

@@ -1,14 +1,17 @@
-"""Read the hidden states of a source model: any causal language model that transformers can load."""
+"""Read the hidden states of a source model, any causal language model that transformers can load, or of a text encoder."""
 
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Callable, Iterable, Iterator, Sequence
+from typing import Any, Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
+
+from . import files
 
 Progress = Callable[[Iterable, int, str], Iterable]
 
@@ -25,34 +28,62 @@ def terminal(items: Iterable, total: int, label: str) -> Iterable:
     return tqdm(items, total=total, desc=label, unit="batch")
 
 
-def load_source(path: str | Path, device_map: str | None = None):
+def load_source(path: str | Path, device_map: Any = None, offload_folder: str | Path | None = None) -> tuple[Any, Any]:
     """Load a local Hugging Face folder or a GGUF file as `(model, tokenizer)`, in float32 on the CPU.
 
     Nothing is downloaded and no code from the folder is run (`trust_remote_code` stays off).
-    `device_map` is handed to transformers, which splits and offloads big models through accelerate.
+
+    Args:
+        device_map: handed to transformers, which splits and offloads big models through accelerate: "auto", or a device per module.
+        offload_folder: where accelerate puts the weights that fit into no device's memory.
 
     Raises:
         FileNotFoundError: there is no such folder or file.
         ImportError: an optional package is missing; the message names the install command.
     """
+    from_file = _local(path, "source model")
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(**from_file)
+    dtype = "auto" if device_map else torch.float32
+    model = AutoModelForCausalLM.from_pretrained(**from_file, dtype=dtype, device_map=device_map, low_cpu_mem_usage=True, **_offload(offload_folder))
+    return model.eval().requires_grad_(False), tokenizer
+
+
+def load_encoder(path: str | Path) -> tuple[Any, Any]:
+    """Load a local text encoder (CLIP, T5, BERT, a language model, ...) as `(model, tokenizer)`, in float32 on the CPU.
+
+    Raises:
+        FileNotFoundError, ImportError: as `load_source`.
+    """
+    from_file = _local(path, "text encoder")
+    from transformers import AutoModel, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(**from_file)
+    model = AutoModel.from_pretrained(**from_file, dtype=torch.float32)
+    if hasattr(model, "text_model") and model.config.model_type.startswith("clip"):
+        model = model.text_model
+    elif getattr(model.config, "is_encoder_decoder", False):
+        model = model.get_encoder()
+    return model.eval().requires_grad_(False), tokenizer
+
+
+def _local(path: str | Path, what: str) -> dict[str, Any]:
+    """Arguments for transformers' `from_pretrained` that read a local folder or GGUF file and nothing else."""
     path = Path(path)
     if not path.exists():
-        raise FileNotFoundError(f"no source model at {path}: give a local Hugging Face folder or a .gguf file")
-    try:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-    except ImportError as error:
-        raise ImportError("estimating needs transformers: pip install transformers") from error
-    where: dict = {"pretrained_model_name_or_path": str(path), "local_files_only": True}
-    if path.suffix == ".gguf":
-        try:
-            import gguf  # noqa: F401  (transformers reads GGUF through it and fails without a hint)
-        except ImportError as error:
-            raise ImportError("reading a GGUF file needs two packages: pip install gguf accelerate") from error
-        where = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name, "local_files_only": True}
-    tokenizer = AutoTokenizer.from_pretrained(**where)
-    dtype = "auto" if device_map else torch.float32
-    model = AutoModelForCausalLM.from_pretrained(**where, dtype=dtype, device_map=device_map, low_cpu_mem_usage=True)
-    return model.eval().requires_grad_(False), tokenizer
+        raise FileNotFoundError(f"no {what} at {path}: give a local Hugging Face folder or a .gguf file")
+    if importlib.util.find_spec("transformers") is None:
+        raise ImportError(f"reading a {what} needs transformers: pip install transformers")
+    if path.suffix != ".gguf":
+        return {"pretrained_model_name_or_path": str(path), "local_files_only": True}
+    if importlib.util.find_spec("gguf") is None:  # transformers reads GGUF through it and fails without a hint
+        raise ImportError("reading a GGUF file needs two packages: pip install gguf accelerate")
+    return {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name, "local_files_only": True}
+
+
+def _offload(folder: str | Path | None) -> dict[str, Any]:
+    return {} if folder is None else {"offload_folder": str(folder), "offload_state_dict": True}
 
 
 def weights_hash(path: str | Path) -> str:
@@ -92,11 +123,21 @@ def length_batches(lengths: Sequence[int], tokens_per_batch: int) -> Iterator[li
 
 @torch.inference_mode()
 def pooled_states(
-    model, tokenizer, prompts: Sequence[str], layers: Sequence[int], tokens_per_batch: int = 1024, progress: Progress = quiet
+    model,
+    tokenizer,
+    prompts: Sequence[str],
+    layers: Sequence[int],
+    tokens_per_batch: int = 1024,
+    progress: Progress = quiet,
+    keep: Path | None = None,
 ) -> Tensor:
     """Mean hidden state of each prompt's tokens, for several layers at once.
 
     Layer 0 is the embedding, layer L the output of the L-th block.
+
+    Args:
+        keep: folder for what each batch gives; what is there already is not read again, so that a run that was killed goes on.
+            One folder for one model.
 
     Returns:
         float32 [prompts, len(layers), width]
@@ -104,8 +145,53 @@ def pooled_states(
     ids = [token_ids(tokenizer, prompt) for prompt in prompts]
     batches = list(length_batches([len(i) for i in ids], tokens_per_batch))
     body = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
+    out: Tensor | None = None
     with _only_blocks(body, max(layers) + 1):
-        return _pooled(model, body, ids, batches, layers, progress)
+        for batch in progress(batches, len(batches), "reading the source model"):
+            rows = [ids[i] for i in batch]
+            pooled = _pooled(model, body, rows, layers) if keep is None else _kept(keep, rows, layers, lambda: _pooled(model, body, rows, layers))
+            if out is None:
+                out = torch.empty(len(ids), len(layers), pooled.shape[-1])
+            out[torch.tensor(batch)] = pooled
+    assert out is not None, "no prompts"
+    return out
+
+
+@torch.inference_mode()
+def token_states(model, tokenizer, prompts: Sequence[str], tokens_per_batch: int = 1024, max_tokens: int = 512) -> list[Tensor]:
+    """A text encoder's last states on each prompt's own tokens, without those that its tokenizer adds: float32 [T_i, W], in order."""
+    limit = min(max_tokens, tokenizer.model_max_length)
+    rows = [tokenizer(prompt, truncation=True, max_length=limit, return_special_tokens_mask=True) for prompt in prompts]
+    out: list[Tensor] = [torch.empty(0)] * len(rows)
+    for batch in length_batches([len(row["input_ids"]) for row in rows], tokens_per_batch):
+        tokens, mask = _padded([rows[i]["input_ids"] for i in batch])
+        states = model(input_ids=tokens, attention_mask=mask).last_hidden_state.float()
+        for row, i in enumerate(batch):
+            own = torch.tensor(rows[i]["special_tokens_mask"]) == 0
+            content = states[row, : len(own)]
+            out[i] = content[own].clone() if own.any() else content.clone()
+    return out
+
+
+def _padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Token ids and attention mask [rows, longest], padded on the right with 0."""
+    mask = torch.nn.utils.rnn.pad_sequence([torch.ones(len(row), dtype=torch.long) for row in rows], batch_first=True)
+    return torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True), mask
+
+
+def _kept(folder: Path, rows: Sequence[Sequence[int]], layers: Sequence[int], make: Callable[[], Tensor]) -> Tensor:
+    """One batch's states: read from the folder if they are there, else made and written."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file, save
+
+    path = folder / f"{hashlib.sha256(repr((list(rows), list(layers))).encode()).hexdigest()[:32]}.safetensors"
+    try:
+        return load_file(path)["states"]
+    except (OSError, SafetensorError, KeyError):
+        states = make()
+        folder.mkdir(parents=True, exist_ok=True)
+        files.write_bytes(path, save({"states": states}))
+        return states
 
 
 @contextmanager
@@ -122,27 +208,18 @@ def _only_blocks(body, count: int) -> Iterator[None]:
         body.layers = blocks
 
 
-def _pooled(model, body, ids: list[list[int]], batches: list[list[int]], layers: Sequence[int], progress: Progress) -> Tensor:
-    out: Tensor | None = None
-    for batch in progress(batches, len(batches), "reading the source model"):
-        width = max(len(ids[i]) for i in batch)
-        tokens = torch.zeros(len(batch), width, dtype=torch.long)
-        mask = torch.zeros(len(batch), width, dtype=torch.long)
-        for row, i in enumerate(batch):
-            tokens[row, : len(ids[i])] = torch.tensor(ids[i])
-            mask[row, : len(ids[i])] = 1
-        device = model.get_input_embeddings().weight.device
-        hidden = body(
-            input_ids=tokens.to(device), attention_mask=mask.to(device), output_hidden_states=True, use_cache=False
-        ).hidden_states
-        content = mask.clone()
-        content[:, 0] = 0
-        for column, layer in enumerate(layers):
-            states = hidden[layer].float()
-            weight = content.to(states.device).unsqueeze(-1)
-            pooled = ((states * weight).sum(1) / weight.sum(1)).cpu()
-            if out is None:
-                out = torch.empty(len(ids), len(layers), pooled.shape[-1])
-            out[torch.tensor(batch), column] = pooled
-    assert out is not None, "no prompts"
-    return out
+def _pooled(model, body, rows: Sequence[Sequence[int]], layers: Sequence[int]) -> Tensor:
+    """One batch's pooled states, float32 [rows, layers, width]."""
+    tokens, mask = _padded(rows)
+    device = model.get_input_embeddings().weight.device
+    if device.type == "meta":  # offloaded; accelerate's hooks bring the weights, and the tokens, to where they run
+        device = torch.device("cpu")
+    hidden = body(input_ids=tokens.to(device), attention_mask=mask.to(device), output_hidden_states=True, use_cache=False).hidden_states
+    content = mask.clone()
+    content[:, 0] = 0
+    pooled = []
+    for layer in layers:
+        states = hidden[layer].float()
+        weight = content.to(states.device).unsqueeze(-1)
+        pooled.append(((states * weight).sum(1) / weight.sum(1)).cpu())
+    return torch.stack(pooled, 1)

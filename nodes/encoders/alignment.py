@@ -20,12 +20,14 @@ from ...directions.direction import Direction
 from ...directions.encoder import PROBE_PROMPT, AlignedEncoder, Place, load_aligned_encoder
 from ...directions.files import DirectionFormatError
 from . import layout
+from .batching import BatchReader
+from .identity import identify
 from .steering import unsteered
 
-BATCH = 64
+REPORT = 16
 PADDING_PROMPTS, PADDING_ROWS = 36, 24
 MEMORY, USUAL_TOKENS = 3 * 2**30, 12  # bytes of anchor states at a time; content tokens of an anchor
-FORMAT = 2  # of what is kept: places rather than margins
+FORMAT = 3  # of what is kept: named for the encoder itself
 
 
 def align_encoder(clip: Any, direction: Direction, method: str) -> AlignedEncoder:
@@ -35,6 +37,11 @@ def align_encoder(clip: Any, direction: Direction, method: str) -> AlignedEncode
         ValueError: the CLIP gives no text conditioning, or none that depends on its prompt.
     """
     clip = unsteered(clip)
+    kind = _kind(direction, method)
+    identity = identify(clip)
+    kept = _kept_for(kind, identity, direction)
+    if kept is not None:
+        return kept
     edges = layout.find_edges(clip)
     tokens = clip.tokenize(PROBE_PROMPT)
     output = layout.encode(clip, tokens)
@@ -44,25 +51,22 @@ def align_encoder(clip: Any, direction: Direction, method: str) -> AlignedEncode
     if not any(place.tensor == "cond" for place in places.values()):
         raise ValueError("this CLIP's `cond` doesn't depend on the prompt: there is nothing to steer")
     probes = {name: rows.mean(0) for name, rows in _rows(tokens, output, places, edges).items()}
-    cache = _cache_file(direction, probes, method)
-    kept = _kept(cache, direction, places, probes)
-    if kept is not None:
-        return kept
+    aligned = _kept_like(kind, direction, places, probes) or _align(clip, direction, method, places, probes, edges)
+    try:
+        aligned.save(_folder() / f"{kind}-{identity or _hash_of(probes)}.safetensors")
+    except OSError as error:
+        logging.warning("safety-directions: the alignment works but can't be kept (%s); it is made again next time", error)
+    return aligned
+
+
+def _align(
+    clip: Any, direction: Direction, method: str, places: Mapping[str, Place], probes: Mapping[str, Tensor], edges: Mapping[str, layout.Edges]
+) -> AlignedEncoder:
     slots: dict[str, AlignedDirection] = {}
     for some in _affordable(places, len(direction.anchor_prompts)):
         states = _anchor_states(clip, direction.anchor_prompts, some, edges)
         slots |= {name: align(direction, states.pop(name), method) for name in list(states)}
-    aligned = AlignedEncoder(
-        slots=slots,
-        places=places,
-        probes=probes,
-        padding=_padding(clip, direction.anchor_prompts, places, edges),
-    )
-    try:
-        aligned.save(cache)
-    except OSError as error:
-        logging.warning("safety-directions: the alignment works but can't be kept (%s); it is made again next time", error)
-    return aligned
+    return AlignedEncoder(slots=slots, places=places, probes=probes, padding=_padding(clip, direction.anchor_prompts, places, edges))
 
 
 def fingerprint(clip: Any, aligned: AlignedEncoder) -> dict[str, Tensor]:
@@ -114,26 +118,20 @@ def _affordable(places: Mapping[str, Place], prompts: int) -> Iterator[dict[str,
 def _anchor_states(
     clip: Any, prompts: Sequence[str], places: Mapping[str, Place], edges: Mapping[str, layout.Edges]
 ) -> dict[str, list[Tensor]]:
-    """Each prompt's content states by slot, in order; prompts of one length go through the encoder together."""
+    """Each prompt's content states by slot, in order."""
     tokens = [clip.tokenize(prompt) for prompt in prompts]
-    groups: dict[Any, list[int]] = {}
-    for index, entry in enumerate(tokens):
-        groups.setdefault(_shape(entry) or index, []).append(index)
-    batch = BATCH if list(places) == ["cond"] and _batches_agree(clip, tokens, groups) else 1
     states: dict[str, list[Tensor]] = {name: [torch.empty(0)] * len(prompts) for name in places}
     bar = comfy.utils.ProgressBar(len(prompts))
-    for group in groups.values():
-        for part in (group[at : at + batch] for at in range(0, len(group), batch)):
-            comfy.model_management.throw_exception_if_processing_interrupted()
-            for index, output in zip(part, _encode_together(clip, [tokens[i] for i in part])):
-                rows = _rows(tokens[index], output, places, edges)
-                if len(rows) < len(places):
-                    # Some encoders fill a slot only from text in quotation marks.
-                    quoted = clip.tokenize(f'a sign that says "{prompts[index]}"')
-                    rows = _rows(quoted, layout.encode(clip, quoted), places, edges) | rows
-                for name, own in rows.items():
-                    states[name][index] = own
-            bar.update(len(part))
+    reader = BatchReader(clip, lambda entry, output: _rows(entry, output, places, edges))
+    for done, (index, rows) in enumerate(reader.read(tokens), 1):
+        if len(rows) < len(places):
+            # Some encoders fill a slot only from text in quotation marks.
+            quoted = clip.tokenize(f'a sign that says "{prompts[index]}"')
+            rows = _rows(quoted, layout.encode(clip, quoted), places, edges) | rows
+        for name, own in rows.items():
+            states[name][index] = own
+        if done % REPORT == 0 or done == len(prompts):
+            bar.update_absolute(done)
     return states
 
 
@@ -155,52 +153,35 @@ def _padding(clip: Any, prompts: Sequence[str], places: Mapping[str, Place], edg
     return {name: layout.fit_padding(torch.cat(a), torch.cat(b)) for name, (a, b) in kept.items()}
 
 
-def _shape(tokens: Mapping[str, list]) -> tuple[int, ...] | None:
-    """Token counts of a prompt that fits one section per tokenizer; None for one that can't be batched."""
-    if not isinstance(tokens, dict) or any(len(sections) != 1 for sections in tokens.values()):
-        return None
-    return tuple(len(sections[0]) for sections in tokens.values())
+def _folder() -> Path:
+    return Path(folder_paths.get_user_directory()) / "safety_directions"
 
 
-def _encode_together(clip, tokens: Sequence[Mapping[str, list]]) -> list[dict[str, Any]]:
-    """Encode prompts of one length as the sections of one long prompt, which ComfyUI runs as a batch, and take them apart."""
-    if len(tokens) == 1:
-        return [clip.encode_from_tokens(tokens[0], return_dict=True)]
-    output = clip.encode_from_tokens({key: [entry[key][0] for entry in tokens] for key in tokens[0]}, return_dict=True)
-    cond, mask = output["cond"], output.get("attention_mask")
-    conds = cond.reshape(len(tokens), -1, cond.shape[-1]).split(1)
-    masks = [None] * len(tokens) if mask is None else mask.reshape(len(tokens), -1).split(1)
-    return [{"cond": c, "attention_mask": m} for c, m in zip(conds, masks)]
+def _kind(direction: Direction, method: str) -> str:
+    return hashlib.sha256(f"{FORMAT} {direction.fingerprint} {method}".encode()).hexdigest()[:20]
 
 
-def _batches_agree(clip, tokens: Sequence[Mapping[str, list]], groups: Mapping[Any, list[int]]) -> bool:
-    """Whether this encoder gives the same states in a batch as one by one; encoders with other section rules don't."""
-    pair = next((group[:2] for group in groups.values() if len(group) > 1), None)
-    if pair is None:
-        return False
+def _hash_of(probes: Mapping[str, Tensor]) -> str:
+    return hashlib.sha256(b"".join(probes[name].float().numpy().tobytes() for name in sorted(probes))).hexdigest()[:20]
+
+
+def _read(path: Path, direction: Direction) -> AlignedEncoder | None:
     try:
-        together = _encode_together(clip, [tokens[i] for i in pair])
-    except (RuntimeError, KeyError, IndexError, TypeError):
-        return False
-    alone = [clip.encode_from_tokens(tokens[i], return_dict=True)["cond"] for i in pair]
-    return all(t["cond"].shape == a.shape and torch.allclose(t["cond"], a, atol=1e-4, rtol=1e-3) for t, a in zip(together, alone))
+        aligned = load_aligned_encoder(path)
+    except (FileNotFoundError, DirectionFormatError):
+        return None
+    return aligned if aligned.direction.get("sha256") == direction.fingerprint else None
 
 
-def _cache_file(direction: Direction, probes: Mapping[str, Tensor], method: str) -> Path:
-    """Where an alignment is kept: named for what it is made of and for the encoder's shape, then for its very states."""
-    kind = hashlib.sha256(f"{FORMAT} {direction.fingerprint} {method} {[(name, len(probes[name])) for name in sorted(probes)]}".encode())
-    states = hashlib.sha256(b"".join(probes[name].float().numpy().tobytes() for name in sorted(probes)))
-    return Path(folder_paths.get_user_directory()) / "safety_directions" / f"{kind.hexdigest()[:20]}-{states.hexdigest()[:20]}.safetensors"
+def _kept_for(kind: str, identity: str | None, direction: Direction) -> AlignedEncoder | None:
+    """The alignment that was kept for this very encoder; nothing is encoded to find it."""
+    return _read(_folder() / f"{kind}-{identity}.safetensors", direction) if identity else None
 
 
-def _kept(cache: Path, direction: Direction, places: Mapping[str, Place], probes: Mapping[str, Tensor]) -> AlignedEncoder | None:
-    """An alignment that was kept and fits: this encoder's own, or that of the same weights in another precision."""
-    others = sorted(cache.parent.glob(f"{cache.name.partition('-')[0]}-*.safetensors"))
-    for path in [cache, *(other for other in others if other != cache)]:
-        try:
-            aligned = load_aligned_encoder(path)
-        except (FileNotFoundError, DirectionFormatError):
-            continue
-        if aligned.fits(probes) and aligned.places == places and aligned.direction.get("sha256") == direction.fingerprint:
+def _kept_like(kind: str, direction: Direction, places: Mapping[str, Place], probes: Mapping[str, Tensor]) -> AlignedEncoder | None:
+    """An alignment that was kept for an encoder with the same states: the same weights in another precision, or in another file."""
+    for path in sorted(_folder().glob(f"{kind}-*.safetensors")):
+        aligned = _read(path, direction)
+        if aligned is not None and aligned.fits(probes) and aligned.places == places:
             return aligned
     return None

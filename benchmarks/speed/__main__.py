@@ -1,0 +1,63 @@
+"""What the pack costs: python -m benchmarks.speed [sections ...] [--json FILE]
+
+Everything that is compared runs in turn within one process, and the table gives ratios of what ran side by side; absolute
+times are this machine's. Sections: see --help.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .clock import Row
+
+SECTIONS = {
+    "steer": ("steering", "Apply Safety Direction against one CLIP-L encode"),
+}
+
+
+def run(names: list[str]) -> dict[str, list[Row]]:
+    """The rows of each section, printed as they come."""
+    found: dict[str, list[Row]] = {}
+    for name in names:
+        module, title = SECTIONS[name]
+        print(f"\n{name}: {title}", flush=True)
+        found[name] = []
+        for row in importlib.import_module(f"{__package__}.{module}").measure():
+            found[name].append(row)
+            verdict = {True: "met", False: "MISSED", None: ""}[row.met]
+            print(f"  {row.what:46} {row.value:10.3g} {row.unit:3} {row.target:10} {verdict:7} {row.detail}", flush=True)
+    return found
+
+
+def main() -> int:
+    """Run sections; returns the exit status, which says nothing about targets."""
+    listing = "\n".join(f"  {name:8} {title}" for name, (_, title) in SECTIONS.items())
+    parser = argparse.ArgumentParser(description=__doc__, epilog=f"sections:\n{listing}", formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sections", nargs="*", help="which (default: all)")
+    parser.add_argument("--json", type=Path, help="file for the figures; sections that aren't run keep theirs")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads for torch")
+    args = parser.parse_args()
+    unknown = [name for name in args.sections if name not in SECTIONS]
+    if unknown:
+        parser.error(f"no section {unknown[0]!r}: choose from {', '.join(SECTIONS)}")
+    torch.set_num_threads(args.threads)
+    found = run(args.sections or list(SECTIONS))
+    if args.json:
+        kept: dict[str, Any] = json.loads(args.json.read_text(encoding="utf-8")) if args.json.is_file() else {}
+        kept |= {name: {"threads": args.threads, "torch": torch.__version__, "machine": platform.machine(), "rows": [{**row._asdict(), "met": row.met} for row in rows]}
+                 for name, rows in found.items()}  # fmt: skip
+        args.json.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+        print(f"\nwritten: {args.json.name}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,51 @@
+"""Time things in turn, so that a busy machine slows all of them alike."""
+
+from __future__ import annotations
+
+import time
+from statistics import median
+from typing import Any, Callable, Mapping, NamedTuple
+
+
+class Row(NamedTuple):
+    """One line of the table.
+
+    Attributes:
+        what: measured thing.
+        value: a ratio, or a number of `unit`.
+        unit: "x" for a ratio, "%", "ms", "s", "MB".
+        target: the bound, with its sense ("<= 1"); empty where it is a figure beside others.
+        detail: the absolute figures behind it.
+    """
+
+    what: str
+    value: float
+    unit: str
+    target: str = ""
+    detail: str = ""
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the target is met; None without one."""
+        if not self.target:
+            return None
+        sense, bound = self.target.split()
+        return self.value <= float(bound) if sense == "<=" else self.value >= float(bound)
+
+
+def in_turn(tasks: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each task in each round, after one round that doesn't count."""
+    for task in tasks.values():
+        task()
+    seconds: dict[str, list[float]] = {name: [] for name in tasks}
+    for _ in range(rounds):
+        for name, task in tasks.items():
+            started = time.perf_counter()
+            task()
+            seconds[name].append(time.perf_counter() - started)
+    return seconds
+
+
+def ratio(seconds: Mapping[str, list[float]], what: str, to: str) -> float:
+    """Median over the rounds of what one task took, to what another took in the same round."""
+    return median(a / b for a, b in zip(seconds[what], seconds[to]))

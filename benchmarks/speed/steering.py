@@ -1,0 +1,61 @@
+"""Steering against one CLIP-L text encode."""
+
+from __future__ import annotations
+
+from statistics import median
+from typing import Any, Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from .clock import Row, in_turn, ratio
+from .comfyui import clip_l, pack
+
+SHAPES = {"SDXL 1x77x2048": (77, 2048), "FLUX 1x256x4096": (256, 4096), "video 1x512x4096": (512, 4096)}
+CATEGORIES = ["disturbing", "hate", "humiliation", "illegal", "sexual", "violence"]
+WORDS = 14  # content tokens of a prompt; the rest is padding
+
+
+def made_up(width: int, seed: int = 0, tokens: int = 0) -> Any:
+    """An alignment of this width with all that a real one has, of random numbers."""
+    aligned = pack().directions.aligned
+    draw = torch.Generator().manual_seed(seed)
+    names = ("global", *CATEGORIES)
+    levels = torch.linspace(-3, 3, len(aligned.QUANTILES)).expand(len(names), -1).contiguous()
+    slot = aligned.AlignedDirection(
+        names=names, vectors=torch.randn(len(names), width, generator=draw), readers=torch.randn(len(names), width, generator=draw) / width**0.5,
+        center=torch.zeros(width), pooled_spread=torch.ones(len(names)) * 0.3, prompt_moments=torch.tensor([[0.0, 1.0]] * (len(names) + 1)),
+        prompt_levels=levels, token_levels=levels * 20, bank=torch.randn(2048, width, generator=draw).half(), fit={"method": "ridge", "r2": 0.5, "top1": 0.5},
+        direction={"name": "made-up", "source": "random", "sha256": "0" * 64},
+    )  # fmt: skip
+    encoder = pack().directions.encoder
+    place = encoder.Place("cond", ("t",), width, width, length=tokens, before=0, after=0)
+    return encoder.AlignedEncoder({"cond": slot}, {"cond": place}, {"cond": torch.ones(width)})
+
+
+def measure() -> Iterator[Row]:
+    """Apply Safety Direction on one conditioning, every mode with six categories, to one CLIP-L encode of one prompt."""
+    encoders = pack().nodes.encoders
+    clip = clip_l()
+    prompt = clip.tokenize("a woman with a red umbrella waits for the night bus in the rain")
+    tasks: dict[str, Callable[[], Any]] = {"encode": lambda: clip.encode_from_tokens(prompt, return_dict=True)}
+    for shape, (tokens, width) in SHAPES.items():
+        aligned = made_up(width, tokens=tokens)
+        benign = torch.randn(1, tokens, width, generator=torch.Generator().manual_seed(1))
+        unsafe = benign + 8 * aligned.slots["cond"].readers[1:].sum(0)
+        mask = torch.zeros(1, tokens, dtype=torch.long)
+        mask[:, :WORDS] = 1
+        tasks[f"{shape}, copy"] = benign.clone
+        for mode in ("gate", "add", "project"):
+            how = {"alpha": 5.0, "mode": mode, "categories": CATEGORIES, "budget": 0.01}
+            for kind, states in (("harmless", benign), ("flagged", unsafe)) if mode == "gate" else (("", benign),):
+                tasks[f"{shape}, {mode} {kind}".strip()] = _apply(encoders, states, mask, aligned, how)
+    with torch.inference_mode():
+        seconds = in_turn(tasks, 15)
+    for name in list(tasks)[1:]:
+        detail = f"{median(seconds[name]) * 1e3:.2f} ms to {median(seconds['encode']) * 1e3:.0f} ms"
+        yield Row(f"steer {name}", 100 * ratio(seconds, name, "encode"), "%", "" if "copy" in name else "<= 1", detail)
+
+
+def _apply(encoders: Any, states: Tensor, mask: Tensor, aligned: Any, how: dict[str, Any]) -> Callable[[], Any]:
+    return lambda: encoders.steer_conditioning([[states, {"attention_mask": mask}]], aligned, how)

@@ -1,0 +1,182 @@
+"""Many prompts through a text encoder in few passes, each with the states that it has alone.
+
+A text encoder is one or more language models (ComfyUI's SDClipModel) and code around them that joins, crops and masks what
+they return. Every prompt goes through that code by itself; only the language models read ahead: at the first prompt of a
+batch they read the whole batch in one pass, and hand the other prompts their own when they come.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, Callable, Iterator, Mapping, Sequence
+
+import comfy.model_management
+import comfy.sd1_clip
+import torch
+from torch import Tensor
+
+from .layout import Tokens, encode, slots, streams
+
+TOKENS = {"cpu": 512}  # that a language model reads in one pass; a CPU gains nothing from more
+TOKENS_ELSEWHERE = 8192
+ROOM = 2**28  # bytes of states read ahead
+CLOSE = 1e-4
+
+Ids = tuple[int, ...]
+
+
+class BatchReader:
+    """A CLIP that reads prompts in batches, longest first, so that what doesn't fit into memory shows at once.
+
+    Padding is left out where a language model reads the rest the same without it. One that reads a prompt otherwise in a batch
+    than alone gets prompts of one length, or one at a time.
+
+    Args:
+        clip: the encoder.
+        content: what to take from an encoder's output: (tokens, output) -> states by slot.
+    """
+
+    def __init__(self, clip: Any, content: Callable[[Tokens, Mapping[str, Any]], dict[str, Tensor]]) -> None:
+        self.content = content
+        self.clip = clip.clone()
+        self._able = True
+        self._ahead: dict[str, dict[Ids, None]] = {}  # by stream, in order
+        self._kept: dict[tuple[str, Ids], tuple] = {}
+        self._trims: dict[str, bool] = {}  # by language model
+        for name, module in clip.cond_stage_model.named_modules():
+            if isinstance(module, comfy.sd1_clip.SDClipModel):
+                path = f"{name}.encode".removeprefix(".")
+                read = clip.patcher.get_model_object(path)
+                self.clip.patcher.add_object_patch(path, partial(self._encode, path, read, module.special_tokens.get("pad")))
+
+    def read(self, tokens: Sequence[Tokens]) -> Iterator[tuple[int, dict[str, Tensor]]]:
+        """Each prompt's index and content, longest first."""
+        order = sorted(range(len(tokens)), key=lambda i: _length(tokens[i]), reverse=True)
+        first = encode(self.clip, tokens[order[0]])
+        size = sum(value.nbytes for value in slots(first).values())
+        limit = TOKENS.get(self.clip.patcher.load_device.type, TOKENS_ELSEWHERE)
+        self._able = self._agrees([tokens[order[0]], tokens[order[-1]]])
+        while order:
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            length = _length(tokens[order[0]], all(self._trims.values()))
+            count = max(1, min(limit // length, ROOM // size))
+            batch, order = order[:count], order[count:]
+            yield from zip(batch, self._together([tokens[i] for i in batch]))
+
+    def _agrees(self, tokens: Sequence[Tokens]) -> bool:
+        together = list(self._together(tokens))
+        return all(_close(rows, self.content(entry, encode(self.clip, entry))) for entry, rows in zip(tokens, together))
+
+    def _together(self, batch: Sequence[Tokens]) -> Iterator[dict[str, Tensor]]:
+        for tokens in batch if self._able else ():
+            for key, sections in streams(tokens).items():
+                ids = _ids([[token[0] for token in section] for section in sections])
+                if ids:
+                    self._ahead.setdefault(key, {})[ids] = None
+        try:
+            for tokens in batch:
+                yield self.content(tokens, encode(self.clip, tokens))
+        finally:
+            self._forget()
+
+    def _forget(self) -> None:
+        self._ahead, self._kept = {}, {}
+
+    def _encode(self, path: str, read: Callable, pad: int | None, sections: Sequence[Sequence[Any]]) -> tuple:
+        ids = _ids(sections)
+        if ids is None or not self._ahead:
+            return read(sections)
+        if (path, ids) not in self._kept:
+            rows = next((list(rows) for rows in self._ahead.values() if ids in rows), [])
+            try:
+                self._kept |= {(path, row): own for row, own in self._read_ahead(path, read, pad, rows, ids)}
+            except comfy.model_management.OOM_EXCEPTION:
+                comfy.model_management.soft_empty_cache()
+                self._able = False
+                self._forget()
+        return self._kept.pop((path, ids), None) or read(sections)
+
+    def _read_ahead(self, path: str, read: Callable, pad: int | None, rows: Sequence[Ids], ids: Ids) -> list[tuple[Ids, tuple]]:
+        if path not in self._trims and len(rows) > 1:
+            self._trims[path] = _can_trim(read, pad, [rows[0], rows[-1]])
+        if self._trims.get(path):
+            return list(zip(rows, _read_trimmed(read, pad, rows)))
+        rows = [row for row in rows if len(row) == len(ids)]
+        return list(zip(rows, _split(read([list(row) for row in rows]), len(rows)))) if len(rows) > 1 else []
+
+
+def _length(tokens: Tokens, trimmed: bool = True) -> int:
+    """How many tokens the longest stream has; trimmed: less what it ends with again and again."""
+    rows = [[token[0] for section in sections for token in section] for sections in streams(tokens).values()]
+    return max((_needed(ids, ids[-1]) if trimmed else len(ids) for ids in rows if ids), default=1)
+
+
+def _needed(ids: Sequence[Any], pad: int | None) -> int:
+    """The length up to the first padding token, with it: it may be the end token as well."""
+    stop = len(ids)
+    while stop > 1 and isinstance(ids[stop - 1], int) and ids[stop - 1] == ids[stop - 2] == pad:
+        stop -= 1
+    return stop
+
+
+def _ids(sections: Sequence[Sequence[Any]]) -> Ids | None:
+    """The token ids of a prompt in one section; None for a long prompt, a weighted one and one with pictures or embeddings."""
+    return tuple(sections[0]) if len(sections) == 1 and all(isinstance(token, int) for token in sections[0]) else None
+
+
+def _can_trim(read: Callable, pad: int | None, rows: Sequence[Ids]) -> bool:
+    """Whether a language model gives these prompts, of different lengths, the same states when they are read together with little padding."""
+    try:
+        trimmed = _read_trimmed(read, pad, rows)
+    except comfy.model_management.OOM_EXCEPTION:
+        raise
+    except (RuntimeError, ValueError, IndexError):  # a length that it can't read: CLIP wants all of its 77 tokens
+        return False
+    return bool(trimmed) and all(_alike(own, read([list(row)]), _needed(row, pad)) for row, own in zip(rows, trimmed))
+
+
+def _read_trimmed(read: Callable, pad: int | None, rows: Sequence[Ids]) -> list[tuple]:
+    """What a language model returns for each of several prompts, read with as little padding as they need; zero behind that."""
+    if pad is None:
+        return []
+    length = max(_needed(row, pad) for row in rows)
+    parts = _split(read([[*row[:length], *[pad] * (length - len(row))] for row in rows]), len(rows))
+    return [_map(part, lambda t: _resized(t, length, len(row))) for row, part in zip(rows, parts)]
+
+
+def _resized(tensor: Tensor, length: int, wanted: int) -> Tensor:
+    """Cut or fill the token dimension of states [1, T, W], stacked layers [1, L, T, W] or a mask [1, T]; others as they are."""
+    axis = tensor.dim() - (2 if tensor.dim() > 2 else 1)
+    if tensor.shape[axis] != length or (tensor.dim() == 2 and tensor.is_floating_point()):
+        return tensor
+    missing = max(0, wanted - length)
+    return torch.nn.functional.pad(tensor.narrow(axis, 0, min(length, wanted)), (0, missing) if axis == tensor.dim() - 1 else (0, 0, 0, missing))
+
+
+def _map(output: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """A language model's output (states, pooled, {"attention_mask": ...}) with every tensor changed."""
+    if isinstance(output, tuple):
+        return tuple(_map(part, change) for part in output)
+    if isinstance(output, Mapping):
+        return {name: _map(part, change) for name, part in output.items()}
+    return change(output) if torch.is_tensor(output) else output
+
+
+def _split(output: tuple, count: int) -> list[tuple]:
+    """The rows of what a language model returned for `count` prompts; none where it isn't one row each."""
+    tensors = [value for part in output for value in (part.values() if isinstance(part, Mapping) else [part]) if torch.is_tensor(value)]
+    return [_map(output, lambda t: t[i : i + 1]) for i in range(count)] if all(len(tensor) == count for tensor in tensors) else []
+
+
+def _alike(one: tuple, other: tuple, needed: int) -> bool:
+    """Whether two readings of a prompt give the same states up to its padding, and the same pooled state."""
+    states = all(a.shape == b.shape for a, b in zip(one[:1], other[:1])) and _close({"": one[0][..., :needed, :]}, {"": other[0][..., :needed, :]})
+    pooled = [output[1] for output in (one, other)]
+    return states and (not all(map(torch.is_tensor, pooled)) or _close({"": pooled[0]}, {"": pooled[1]}))
+
+
+def _close(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    """Whether states agree to CLOSE of their size."""
+    if any(one[name].shape != other[name].shape for name in other):
+        return False
+    return all(bool((one[name] - other[name]).norm(dim=-1).max() <= CLOSE * other[name].norm(dim=-1).mean()) for name in other)
