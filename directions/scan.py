@@ -22,7 +22,7 @@ from . import files
 from .align import align
 from .aligned import AlignedDirection, load_aligned
 from .direction import GLOBAL, Direction
-from .sources import Progress, load_encoder, load_source, pooled_states, quiet, token_states
+from .sources import Progress, encoder_states, load_encoder, load_source, pooled_states, quiet
 
 PART = 1024
 SETTINGS, ALIGNED = "scan.json", "aligned.safetensors"
@@ -167,7 +167,7 @@ class _Reader:
 
     def __call__(self, prompts: Sequence[str]) -> list[Tensor]:
         if self.layers is None:
-            return token_states(self.model, self.tokenizer, prompts)
+            return encoder_states(self.model, self.tokenizer, prompts)
         return list(pooled_states(self.model, self.tokenizer, prompts, self.layers).flatten(1).unsqueeze(1))
 
 
@@ -229,7 +229,7 @@ def _on_ray(direction: Direction, task: Scan, parts: Sequence[Part], address: st
         import ray.data
     except ImportError as error:
         raise ImportError("scanning on several machines needs Ray: pip install 'ray[data]'") from error
-    ray.init(address=None if address == "local" else address, ignore_reinit_error=True, log_to_driver=False)
+    ray.init(address=None if address == "local" else address, log_to_driver=False)
     try:
         rows = ray.data.from_items([vars(part) for part in parts], override_num_blocks=len(parts))
         yield from rows.map_batches(_RayScorer, fn_constructor_args=(direction, task), batch_size=1, concurrency=workers).iter_rows()

@@ -11,8 +11,6 @@ from typing import Any, Callable, Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from . import files
-
 Progress = Callable[[Iterable, int, str], Iterable]
 
 
@@ -83,7 +81,7 @@ def _local(path: str | Path, what: str) -> dict[str, Any]:
 
 
 def _offload(folder: str | Path | None) -> dict[str, Any]:
-    return {} if folder is None else {"offload_folder": str(folder), "offload_state_dict": True}
+    return {} if folder is None else {"offload_folder": str(folder)}
 
 
 def weights_hash(path: str | Path) -> str:
@@ -122,43 +120,7 @@ def length_batches(lengths: Sequence[int], tokens_per_batch: int) -> Iterator[li
 
 
 @torch.inference_mode()
-def pooled_states(
-    model,
-    tokenizer,
-    prompts: Sequence[str],
-    layers: Sequence[int],
-    tokens_per_batch: int = 1024,
-    progress: Progress = quiet,
-    keep: Path | None = None,
-) -> Tensor:
-    """Mean hidden state of each prompt's tokens, for several layers at once.
-
-    Layer 0 is the embedding, layer L the output of the L-th block.
-
-    Args:
-        keep: folder for what each batch gives; what is there already is not read again, so that a run that was killed goes on.
-            One folder for one model.
-
-    Returns:
-        float32 [prompts, len(layers), width]
-    """
-    ids = [token_ids(tokenizer, prompt) for prompt in prompts]
-    batches = list(length_batches([len(i) for i in ids], tokens_per_batch))
-    body = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
-    out: Tensor | None = None
-    with _only_blocks(body, max(layers) + 1):
-        for batch in progress(batches, len(batches), "reading the source model"):
-            rows = [ids[i] for i in batch]
-            pooled = _pooled(model, body, rows, layers) if keep is None else _kept(keep, rows, layers, lambda: _pooled(model, body, rows, layers))
-            if out is None:
-                out = torch.empty(len(ids), len(layers), pooled.shape[-1])
-            out[torch.tensor(batch)] = pooled
-    assert out is not None, "no prompts"
-    return out
-
-
-@torch.inference_mode()
-def token_states(model, tokenizer, prompts: Sequence[str], tokens_per_batch: int = 1024, max_tokens: int = 512) -> list[Tensor]:
+def encoder_states(model, tokenizer, prompts: Sequence[str], tokens_per_batch: int = 1024, max_tokens: int = 512) -> list[Tensor]:
     """A text encoder's last states on each prompt's own tokens, without those that its tokenizer adds: float32 [T_i, W], in order."""
     limit = min(max_tokens, tokenizer.model_max_length)
     rows = [tokenizer(prompt, truncation=True, max_length=limit, return_special_tokens_mask=True) for prompt in prompts]
@@ -179,19 +141,22 @@ def _padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     return torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True), mask
 
 
-def _kept(folder: Path, rows: Sequence[Sequence[int]], layers: Sequence[int], make: Callable[[], Tensor]) -> Tensor:
-    """One batch's states: read from the folder if they are there, else made and written."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file, save
+@torch.inference_mode()
+def pooled_states(
+    model, tokenizer, prompts: Sequence[str], layers: Sequence[int], tokens_per_batch: int = 1024, progress: Progress = quiet
+) -> Tensor:
+    """Mean hidden state of each prompt's tokens, for several layers at once.
 
-    path = folder / f"{hashlib.sha256(repr((list(rows), list(layers))).encode()).hexdigest()[:32]}.safetensors"
-    try:
-        return load_file(path)["states"]
-    except (OSError, SafetensorError, KeyError):
-        states = make()
-        folder.mkdir(parents=True, exist_ok=True)
-        files.write_bytes(path, save({"states": states}))
-        return states
+    Layer 0 is the embedding, layer L the output of the L-th block.
+
+    Returns:
+        float32 [prompts, len(layers), width]
+    """
+    ids = [token_ids(tokenizer, prompt) for prompt in prompts]
+    batches = list(length_batches([len(i) for i in ids], tokens_per_batch))
+    body = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
+    with _only_blocks(body, max(layers) + 1):
+        return _pooled(model, body, ids, batches, layers, progress)
 
 
 @contextmanager
@@ -208,18 +173,27 @@ def _only_blocks(body, count: int) -> Iterator[None]:
         body.layers = blocks
 
 
-def _pooled(model, body, rows: Sequence[Sequence[int]], layers: Sequence[int]) -> Tensor:
-    """One batch's pooled states, float32 [rows, layers, width]."""
-    tokens, mask = _padded(rows)
-    device = model.get_input_embeddings().weight.device
-    if device.type == "meta":  # offloaded; accelerate's hooks bring the weights, and the tokens, to where they run
-        device = torch.device("cpu")
-    hidden = body(input_ids=tokens.to(device), attention_mask=mask.to(device), output_hidden_states=True, use_cache=False).hidden_states
-    content = mask.clone()
-    content[:, 0] = 0
-    pooled = []
-    for layer in layers:
-        states = hidden[layer].float()
-        weight = content.to(states.device).unsqueeze(-1)
-        pooled.append(((states * weight).sum(1) / weight.sum(1)).cpu())
-    return torch.stack(pooled, 1)
+def _pooled(model, body, ids: list[list[int]], batches: list[list[int]], layers: Sequence[int], progress: Progress) -> Tensor:
+    out: Tensor | None = None
+    for batch in progress(batches, len(batches), "reading the source model"):
+        width = max(len(ids[i]) for i in batch)
+        tokens = torch.zeros(len(batch), width, dtype=torch.long)
+        mask = torch.zeros(len(batch), width, dtype=torch.long)
+        for row, i in enumerate(batch):
+            tokens[row, : len(ids[i])] = torch.tensor(ids[i])
+            mask[row, : len(ids[i])] = 1
+        device = model.get_input_embeddings().weight.device
+        hidden = body(
+            input_ids=tokens.to(device), attention_mask=mask.to(device), output_hidden_states=True, use_cache=False
+        ).hidden_states
+        content = mask.clone()
+        content[:, 0] = 0
+        for column, layer in enumerate(layers):
+            states = hidden[layer].float()
+            weight = content.to(states.device).unsqueeze(-1)
+            pooled = ((states * weight).sum(1) / weight.sum(1)).cpu()
+            if out is None:
+                out = torch.empty(len(ids), len(layers), pooled.shape[-1])
+            out[torch.tensor(batch), column] = pooled
+    assert out is not None, "no prompts"
+    return out

@@ -19,7 +19,13 @@ import torch
 from .clock import Row
 
 SECTIONS = {
-    "steer": ("steering", "Apply Safety Direction against one CLIP-L encode"),
+    "steer": ("steering:measure", "Apply Safety Direction against one CLIP-L encode"),
+    "align": ("aligning:measure", "reading the anchors, against the encoder's own passes"),
+    "again": ("aligning:again", "aligning the same encoder a second time"),
+    "solve": ("solving:measure", "the maps at 4096 x 4096"),
+    "start": ("startup:measure", "what the pack adds to ComfyUI's start"),
+    "others": ("neighbours:measure", "SAFREE, a language model and an image filter, against a steered prompt"),
+    "growth": ("growth:measure", "by tokens, width, categories and anchors; draws docs/speed-growth.png"),
 }
 
 
@@ -27,10 +33,11 @@ def run(names: list[str]) -> dict[str, list[Row]]:
     """The rows of each section, printed as they come."""
     found: dict[str, list[Row]] = {}
     for name in names:
-        module, title = SECTIONS[name]
+        place, title = SECTIONS[name]
+        module, _, function = place.partition(":")
         print(f"\n{name}: {title}", flush=True)
         found[name] = []
-        for row in importlib.import_module(f"{__package__}.{module}").measure():
+        for row in getattr(importlib.import_module(f"{__package__}.{module}"), function)():
             found[name].append(row)
             verdict = {True: "met", False: "MISSED", None: ""}[row.met]
             print(f"  {row.what:46} {row.value:10.3g} {row.unit:3} {row.target:10} {verdict:7} {row.detail}", flush=True)

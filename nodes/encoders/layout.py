@@ -251,7 +251,7 @@ def content_of_tokens(tokens: Tokens, places: Mapping[str, Place], edges: Mappin
 def _attended(states: Tensor, name: str, extras: Mapping[str, Any]) -> Tensor:
     """bool [B, T]: not masked (`attention_mask` goes with `cond`, `attention_mask_x` with `conditioning_x`), not zeroed out."""
     mask = extras.get("attention_mask" + name.removeprefix("cond").removeprefix("itioning"))
-    attended = (states != 0).any(-1).cpu()
+    attended = (states.abs().amax(-1) != 0).cpu()
     if torch.is_tensor(mask) and mask.shape[-1] == states.shape[-2] and mask.numel() in (attended.shape[-1], attended.numel()):
         attended = attended & mask.to("cpu").bool().reshape(-1, states.shape[-2])
     return attended

@@ -18,6 +18,7 @@ from .layout import Edges, content_of_states, content_of_tokens, find_edges
 
 MARK = "safety_direction"
 APPLY, CLIP, GUARD = "Apply Safety Direction", "Safety Direction CLIP", "Safety Direction Guard"
+SAMPLED = 64
 # Marks are made and checked in one process; nobody outside can know this.
 _SECRET = secrets.token_bytes(32)
 _log = logging.getLogger("safety_directions")
@@ -47,13 +48,20 @@ def _sha(aligned: AlignedEncoder) -> str:
     return str(aligned.direction.get("sha256"))
 
 
+def _sample(states: Tensor) -> bytes:
+    """Secret columns of every token: steering, and whatever undoes it, changes nearly all of them, and reading all takes longer than steering."""
+    draw = torch.Generator().manual_seed(int.from_bytes(_SECRET[:7], "little"))
+    columns = torch.randint(states.shape[-1], (SAMPLED,), generator=draw).to(states.device)
+    return states.detach().index_select(-1, columns).cpu().contiguous().view(torch.uint8).numpy().tobytes()
+
+
 def _seal(entry: Entry, aligned: AlignedEncoder, how: Mapping[str, Any]) -> bytes:
     seal = hashlib.blake2b(repr((_sha(aligned), sorted(how.items()))).encode(), key=_SECRET)
     for name in sorted({place.tensor for place in aligned.places.values()}):
         states = _tensor(entry, name)
         if states is not None:
             seal.update(f"{name} {states.dtype} {list(states.shape)}".encode())
-            seal.update(states.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            seal.update(_sample(states))
     return seal.digest()
 
 
@@ -140,9 +148,15 @@ class Steering:
             after = changed.setdefault(place.tensor, before.clone())
             states = select(after, place)
             mask = slot_content(entry, self.aligned, name) if masks is None or name not in masks else masks[name].to(states.device)
-            verdict = verdict or self._verdict(name, states, mask)
-            moved = slot.steer(states, mask=mask, **self.how)
-            states.copy_(moved)
+            # Only the prompt's own tokens are read and moved; a padded tensor has ten times as many.
+            content = torch.arange(states.shape[1]) if mask is None else mask.reshape(-1, states.shape[1]).any(0).nonzero().flatten()
+            if not len(content):
+                continue
+            content = content.to(states.device)
+            mask = None if mask is None else mask[..., content]
+            own = states[:, content]
+            verdict = verdict or self._verdict(name, own, mask)
+            states[:, content] = slot.steer(own, mask=mask, **self.how)
         self.judge(verdict)
         steered = (changed.pop("cond", entry[0]), {**entry[1], **changed})
         mark = Mark(self.aligned, self.how, verdict, _seal(steered, self.aligned, self.how), entry if keep_original else None)
