@@ -65,6 +65,24 @@ states = encoders.alignment._anchor_states(clip, prompts, encoders.layout.find_p
 for prompt, rows in zip(prompts, states):
     alone = clip.encode_from_tokens(clip.tokenize(prompt), return_dict=True)["cond"][0, 1:-1]
     assert torch.allclose(rows, alone, atol=1e-4), prompt
+import dataclasses, tempfile, folder_paths
+from pack.nodes.encoders.identity import identify
+name = identify(clip)
+assert name and identify(encoders.load_minilm()) == name
+patched, lower, hooked = clip.clone(), clip.clone(), clip.clone()
+key = next(key for key in clip.get_key_patches() if key.endswith("output.dense.weight"))
+patched.add_patches({key: ("diff", (torch.ones(1),))}, 0.5)
+lower.clip_layer(-2)
+hooked.patcher.add_object_patch("minilm.forward", print)
+assert len({name, identify(patched), identify(lower)}) == 3 and identify(hooked) is None
+with tempfile.TemporaryDirectory() as folder:
+    folder_paths.set_user_directory(folder)
+    few = dataclasses.replace(d, anchor_states=d.anchor_states[:60], anchor_prompts=d.anchor_prompts[:60])
+    first = encoders.align_encoder(clip, few, "ridge")
+    fresh = encoders.load_minilm()
+    fresh.encode_from_tokens = None  # what is known is not encoded
+    again = encoders.align_encoder(fresh, dataclasses.replace(few), "ridge")
+    assert all(torch.equal(again.slots[s].vectors, first.slots[s].vectors) for s in first.slots)
 other = [[cond, {"pooled_output": torch.randn(1, 32)}]]
 try:
     encoders.steer_conditioning(other, encoder, how)

@@ -105,6 +105,7 @@ def test_parts_are_found_and_read_without_the_rest(prompts, tmp_path):
 
 
 def test_ray_gives_the_same_bytes(learned, prompts, tmp_path):
+    pytest.importorskip("ray.data", reason="the optional extra isn't installed: pip install 'ray[data]'")
     folder, direction = learned
     scan(direction, Scan(prompts, tmp_path / "here", folder, "source"))
     scan(direction, Scan(prompts, tmp_path / "ray", folder, "source"), ray="local", workers=2)
