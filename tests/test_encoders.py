@@ -77,7 +77,7 @@ hooked.patcher.add_object_patch("minilm.forward", print)
 assert len({name, identify(patched), identify(lower)}) == 3 and identify(hooked) is None
 with tempfile.TemporaryDirectory() as folder:
     folder_paths.set_user_directory(folder)
-    few = dataclasses.replace(d, anchor_states=d.anchor_states[:60], anchor_prompts=d.anchor_prompts[:60])
+    few = type(d)(d.vectors, d.readers, d.anchor_states[:60], d.anchor_prompts[:60], d.source, d.pairs)
     first = encoders.align_encoder(clip, few, "ridge")
     fresh = encoders.load_minilm()
     fresh.encode_from_tokens = None  # what is known is not encoded

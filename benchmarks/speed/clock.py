@@ -20,7 +20,7 @@ class Row(NamedTuple):
 
     what: str
     value: float
-    unit: str
+    unit: str = ""
     target: str = ""
     detail: str = ""
 
