@@ -73,6 +73,17 @@ def test_reader_separates_and_area_counts():
     assert roc_area(torch.tensor([1.0, 2.0]), torch.tensor([2.0, 3.0])) == pytest.approx(0.875)
 
 
+def test_a_model_split_between_memory_and_disk_gives_the_same_states(tiny, tmp_path):
+    model, tokenizer = tiny
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    parts = {"model.embed_tokens": "cpu", "model.layers.0": "cpu", **{f"model.layers.{i}": "disk" for i in (1, 2, 3)}}
+    split, _ = load_source(tmp_path / "model", {**parts, "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu"}, tmp_path / "offload")
+    assert next(split.model.layers[2].parameters()).device.type == "meta"
+    prompts = ["w1 w2 knife", "spoon w5"]
+    assert torch.allclose(pooled_states(split, tokenizer, prompts, [1, 4]), pooled_states(model, tokenizer, prompts, [1, 4]), atol=1e-5)
+
+
 def test_wrong_input_is_named(tiny, tmp_path):
     pairs, anchors = made()
     with pytest.raises(ValueError, match="layers 0 .embedding. to 4"):

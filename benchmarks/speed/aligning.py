@@ -11,7 +11,7 @@ import torch
 from .clock import Row, in_turn, ratio
 from .comfyui import clip_l, minilm, pack
 
-ANCHORS = {"MiniLM": 300, "CLIP-L": 12}
+ANCHORS = {"MiniLM": 48, "CLIP-L": 6}
 METHOD = "ridge"
 BATCH = 512  # tokens
 

@@ -34,7 +34,7 @@ def curves() -> list[Curve]:
         Curve("steer: width (256 tokens)", (768, 2048, 4096, 8192), 1, lambda size: _steer(256, size, 6)),
         Curve("steer: categories (256 x 4096)", (1, 2, 6), 1, lambda size: _steer(256, 4096, size)),
         Curve("ridge: anchors (width 768)", (500, 2000, 5000, 20000), 1, lambda size: _ridge(size, 768)),
-        Curve("ridge: width (2000 anchors)", (768, 1536, 3072, 6144), 2, lambda size: _ridge(2000, size)),
+        Curve("ridge: width (2000 anchors)", (768, 1536, 3072, 6144), 1, lambda size: _ridge(2000, size)),
     ]
 
 
