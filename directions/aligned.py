@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from . import files
-from .direction import GLOBAL, is_name
+from .direction import GLOBAL, LONGEST, SHORTEST, is_name
 from .steer import MODES
 
 # Dense where budgets are small; 0 and 1 are the extremes that were seen.
@@ -225,7 +225,7 @@ _SHAPES = {
 def check_packed(entries: Mapping[str, tuple], metadata: Mapping[str, Any]) -> str | None:
     """What is wrong with one packed aligned direction, or None."""
     if set(entries) != set(_SHAPES):
-        return f"tensors {sorted(set(entries) ^ set(_SHAPES))[:5]} are missing or unknown"
+        return f"tensors {str(sorted(set(entries) ^ set(_SHAPES))[:5])[:400]} are missing or unknown"
     names = metadata.get("names")
     if not isinstance(names, list) or not names or names[0] != GLOBAL or not all(map(is_name, names)) or len(set(names)) != len(names):
         return "the metadata's names are not `global` and distinct short names"
@@ -236,13 +236,23 @@ def check_packed(entries: Mapping[str, tuple], metadata: Mapping[str, Any]) -> s
         shape = entries[name][1]
         if len(shape) != len(letters) or any(sizes.get(letter, n) != n for letter, n in zip(letters, shape)):
             return f"{name} has shape {list(shape)}, not [{', '.join(letters)}] with {sizes}"
+        if entries[name][0] != ("F16" if name == "bank" else "F32"):
+            return f"{name} has dtype {entries[name][0]}"
     return None
 
 
-def unpack(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> AlignedDirection:
-    """The reverse of `AlignedDirection.pack`, after `check_packed`."""
-    named = {name: tensors[name].float() for name in _SHAPES}
-    named["bank"] = tensors["bank"].half()
+def unpack(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], file: str) -> AlignedDirection:
+    """The reverse of `AlignedDirection.pack`, after `check_packed`.
+
+    Raises:
+        DirectionFormatError: numbers in `file` that would divide by zero or overflow.
+    """
+    named = {name: tensors[name] for name in _SHAPES}
+    if not min(named["pooled_spread"].min(), named["prompt_moments"][:, 1].min()) >= SHORTEST / 2:
+        raise files.DirectionFormatError(f"{file}: a benign spread is not positive")
+    for name, tensor in named.items():
+        if not tensor.abs().max() < LONGEST:
+            raise files.DirectionFormatError(f"{file}: {name} has a value of {tensor.abs().max():.3g}")
     return AlignedDirection(names=tuple(metadata["names"]), fit=metadata["fit"], direction=metadata["direction"], **named)
 
 
@@ -252,7 +262,7 @@ def load_aligned(path: str | Path) -> AlignedDirection:
     Raises:
         DirectionFormatError: what is wrong with the file, and where.
     """
-    return unpack(*files.read(path, "aligned", check_packed))
+    return unpack(*files.read(path, "aligned", check_packed), file=Path(path).name)
 
 
 def load_states(path: str | Path) -> Tensor:

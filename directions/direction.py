@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from . import files
@@ -16,6 +17,9 @@ from .files import DirectionFormatError
 
 LIBRARY = Path(__file__).parent / "library"
 GLOBAL = "global"
+MAX_PROMPT = 2000
+# Of vectors and readers: beyond, float32 sums underflow or overflow.
+SHORTEST, LONGEST = 1e-12, 1e12
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _REQUIRED = ("source", "categories", "anchor_prompts", "pairs", "licence", "created", "tool_version")
 
@@ -80,7 +84,7 @@ class Direction:
             "created": self.created,
             "tool_version": self.tool_version,
         }
-        fault = _fault({name: (None, tuple(t.shape)) for name, t in tensors.items()}, metadata)
+        fault = _fault({name: ("F16" if t.dtype == torch.float16 else "F32", tuple(t.shape)) for name, t in tensors.items()}, metadata)
         if fault:
             raise ValueError(f"can't save this direction: {fault}")
         return files.write(path, "direction", tensors, metadata)
@@ -109,7 +113,10 @@ def _fault(entries: Mapping[str, tuple], metadata: Mapping[str, Any]) -> str | N
     if any(name.startswith("reader.") for name in entries):
         expected |= readers
     if set(entries) != expected:
-        return f"tensors {sorted(set(entries) ^ expected)[:5]} are missing or unknown"
+        return f"tensors {str(sorted(set(entries) ^ expected)[:5])[:400]} are missing or unknown"
+    for name, (dtype, _) in entries.items():
+        if dtype != ("F16" if name == "anchors.states" else "F32"):
+            return f"{name} has dtype {dtype}"
     shape = entries["anchors.states"][1]
     if len(shape) != 2 or shape[0] < 2:
         return f"anchors.states has shape {list(shape)}, not [N, D] with at least two anchors"
@@ -117,8 +124,8 @@ def _fault(entries: Mapping[str, tuple], metadata: Mapping[str, Any]) -> str | N
         if entries[name][1] != (shape[1],):
             return f"{name} has shape {list(entries[name][1])}; the anchors are {shape[1]} wide"
     prompts = metadata["anchor_prompts"]
-    if not isinstance(prompts, list) or len(prompts) != shape[0] or not all(isinstance(p, str) and p for p in prompts):
-        return f"the metadata has not one prompt for each of the {shape[0]} anchor states"
+    if not isinstance(prompts, list) or len(prompts) != shape[0] or not all(isinstance(p, str) and 0 < len(p) <= MAX_PROMPT for p in prompts):
+        return f"the metadata has not one prompt of 1 to {MAX_PROMPT} letters for each of the {shape[0]} anchor states"
     return None
 
 
@@ -131,15 +138,17 @@ def read_direction(path: str | Path) -> Direction:
     path = Path(path)
     tensors, metadata = files.read(path, "direction", _fault)
     named = {
-        kind: {name.removeprefix(kind): tensor.float() for name, tensor in tensors.items() if name.startswith(kind)}
+        kind: {name.removeprefix(kind): tensor for name, tensor in tensors.items() if name.startswith(kind)}
         for kind in ("direction.", "reader.")
     }
-    if any(not vector.any() for group in named.values() for vector in group.values()):
-        raise DirectionFormatError(f"{path.name}: a direction or reader is all zeros")
+    for kind, group in named.items():
+        for name, vector in group.items():
+            if not SHORTEST < vector.norm() < LONGEST:
+                raise DirectionFormatError(f"{path.name}: {kind}{name} is {vector.norm():.3g} long (all zeros, or nothing that was learned)")
     return Direction(
         vectors=named["direction."],
         readers=named["reader."],
-        anchor_states=tensors["anchors.states"].half(),
+        anchor_states=tensors["anchors.states"],
         anchor_prompts=tuple(metadata["anchor_prompts"]),
         name=path.stem,
         **{key: metadata[key] for key in ("source", "pairs", "licence", "created", "tool_version")},

@@ -111,18 +111,25 @@ class AlignedEncoder:
         return files.write(path, "aligned-encoder", tensors, {"slots": metadata})
 
 
-def _by_slot(entries: Mapping[str, Any], slot: str) -> dict[str, Any]:
-    return {name.removeprefix(f"{slot}."): entry for name, entry in entries.items() if name.startswith(f"{slot}.")}
+def _by_slot(entries: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    slots: dict[str, dict[str, Any]] = {}
+    for name, entry in entries.items():
+        slot, _, part = name.rpartition(".")
+        slots.setdefault(slot, {})[part] = entry
+    return slots
 
 
-def _is_place(value: Any) -> bool:
+def _is_place(value: Any, slot: str, width: int) -> bool:
     if not isinstance(value, dict) or set(value) != {f.name for f in fields(Place)} or not isinstance(value["tensor"], str):
         return False
     keys, layer = value["keys"], value["layer"]
     flags = all(isinstance(value[name], bool) for name in ("trimmed", "unmasked"))
     numbers = set(value) - {"tensor", "keys", "layer", "trimmed", "unmasked"}
-    sizes = all(type(value[name]) is int and -100_000 < value[name] < 1_000_000 for name in numbers)
-    return flags and sizes and isinstance(keys, list) and all(isinstance(k, str) for k in keys) and (layer is None or type(layer) is int)
+    sizes = all(type(value[name]) is int and (-100_000 if name == "shift" else 0) <= value[name] < 1_000_000 for name in numbers)
+    texts = isinstance(keys, list) and all(isinstance(key, str) for key in keys)
+    if not (flags and sizes and texts and (layer is None or (type(layer) is int and 0 <= layer < 1000))):
+        return False
+    return value["width"] == width <= value["columns"] and value["part"] < value["parts"] and Place(**{**value, "keys": tuple(keys)}).name == slot
 
 
 def _fault(entries: Mapping[str, tuple], metadata: Mapping[str, Any]) -> str | None:
@@ -130,18 +137,20 @@ def _fault(entries: Mapping[str, tuple], metadata: Mapping[str, Any]) -> str | N
     if not isinstance(slots, dict) or not slots or not all(isinstance(f, dict) and s and "." not in s for s, f in slots.items()):
         return "the metadata's slots are not an object of named objects"
     if {name.rpartition(".")[0] for name in entries} != set(slots):
-        return f"the tensors are not those of the slots {sorted(slots)}"
+        return f"the tensors are not those of the slots {str(sorted(slots))[:400]}"
+    parts = _by_slot(entries)
     for slot, facts in slots.items():
-        own = _by_slot(entries, slot)
-        probe, padding = own.pop("probe", (None, ())), own.pop("padding", (None, ()))
+        own = parts[slot]
+        probe, padding = own.pop("probe", ("F32", ())), own.pop("padding", ("F32", ()))
         fault = check_packed(own, facts)
         if fault:
             return f"slot {slot[:40]!r}: {fault}"
-        if probe[1] != own["center"][1]:
-            return f"slot {slot[:40]!r}: the probe has shape {list(probe[1])}, not {list(own['center'][1])}"
-        if padding[1] not in ((), (own["center"][1][0] + 1,), [own["center"][1][0] + 1]):
-            return f"slot {slot[:40]!r}: the padding reader has shape {list(padding[1])}"
-        if not _is_place(facts.get("place")):
+        width = own["center"][1][0]
+        if probe != ("F32", (width,)):
+            return f"slot {slot[:40]!r}: the probe is {probe[0]} {list(probe[1])}, not F32 {[width]}"
+        if padding not in (("F32", ()), ("F32", (width + 1,))):
+            return f"slot {slot[:40]!r}: the padding reader is {padding[0]} {list(padding[1])}, not F32 {[width + 1]}"
+        if not _is_place(facts.get("place"), slot, width):
             return f"slot {slot[:40]!r}: the metadata's place is not what one is made of"
     return None
 
@@ -154,11 +163,12 @@ def load_aligned_encoder(path: str | Path) -> AlignedEncoder:
     """
     tensors, metadata = files.read(path, "aligned-encoder", _fault)
     slots, places, probes, padding = {}, {}, {}, {}
+    parts = _by_slot(tensors)
     for slot, facts in metadata["slots"].items():
-        own = _by_slot(tensors, slot)
+        own = parts[slot]
         probes[slot] = own.pop("probe")
         if "padding" in own:
             padding[slot] = own.pop("padding")
-        slots[slot] = unpack(own, facts)
+        slots[slot] = unpack(own, facts, Path(path).name)
         places[slot] = Place(**{**facts["place"], "keys": tuple(facts["place"]["keys"])})
     return AlignedEncoder(slots=slots, places=places, probes=probes, padding=padding)

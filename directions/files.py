@@ -6,11 +6,14 @@ A file from a stranger is hostile until checked: everything that can be known fr
 
 from __future__ import annotations
 
+import glob
 import json
 import math
 import os
 import stat
 import tempfile
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Mapping
 
@@ -19,10 +22,14 @@ from torch import Tensor
 
 FORMAT_VERSION = 1
 METADATA_KEY = "safety_direction"
-MAX_HEADER_BYTES = 16 << 20
+# Together they bound what a header can cost: text takes up to 4 bytes a letter, and an empty list of 3 letters 60 bytes.
+MAX_HEADER_BYTES = 4 << 20
+MAX_VALUES = 1 << 17
 MAX_FILE_BYTES = 2 << 30
 MAX_TENSORS = 4096
 DTYPES = {"F32": (torch.float32, 4), "F16": (torch.float16, 2)}
+ABANDONED = 600
+"""Seconds without a write after which a `.partial` is what a kill left behind."""
 
 
 class DirectionFormatError(ValueError):
@@ -40,20 +47,35 @@ def _unique(items: list[tuple[str, Any]]) -> dict[str, Any]:
     return out
 
 
-def _no_constant(word: str) -> Any:
-    raise _Fault(f"{word} is not a number that JSON has")
-
-
 def _json(text: str | bytes, what: str) -> dict[str, Any]:
     try:
-        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+        raw = text.encode() if isinstance(text, str) else text
+        if sum(raw.count(mark) for mark in b",:[{") > MAX_VALUES:
+            raise _Fault(f"{what} lists more than {MAX_VALUES} values")
+        value = json.loads(raw.decode(), object_pairs_hook=_unique)
+        _check_plain(value, what)
     except RecursionError:
         raise _Fault(f"{what} is nested too deeply") from None
-    except (ValueError, UnicodeDecodeError) as error:
-        raise _Fault(f"{what} is not JSON: {str(error)[:120]}") from None
+    except ValueError as error:
+        raise _Fault(f"{what} is not JSON: {str(error)[:120]!a}") from None
     if not isinstance(value, dict):
         raise _Fault(f"{what} is not a JSON object")
     return value
+
+
+def _check_plain(value: Any, what: str) -> None:
+    """Python's JSON lets NaN, Infinity, 1e999 and half a surrogate pair through, which nothing can write out again."""
+    waiting = [value]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, str):
+            item.encode()
+        elif isinstance(item, dict):
+            waiting += [*item, *item.values()]
+        elif isinstance(item, list):
+            waiting += item
+        elif isinstance(item, float) and not math.isfinite(item):
+            raise _Fault(f"{what} has a number that JSON doesn't have: {item}")
 
 
 def _is_count(value: Any) -> bool:
@@ -88,10 +110,9 @@ def _check_entries(header: dict[str, Any], room: int) -> dict[str, tuple[str, tu
     return entries
 
 
-def _finite(name: str, tensor: Tensor) -> Tensor:
-    if not torch.isfinite(tensor).all():
-        raise _Fault(f"tensor {name!r} has NaN or infinite values")
-    return tensor
+def _is_finite(tensor: Tensor) -> bool:
+    # In parts: the test makes copies, and a file may have 2 GB.
+    return all(bool(torch.isfinite(part).all()) for part in tensor.flatten().split(1 << 20))
 
 
 def read(path: str | Path, kind: str, check) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -103,6 +124,8 @@ def read(path: str | Path, kind: str, check) -> tuple[dict[str, Tensor], dict[st
     Raises:
         DirectionFormatError: what is wrong, and where.
         FileNotFoundError: there is no such file.
+
+    The tensors take what the file has; beyond that, reading takes at most 64 MB.
     """
     path = Path(path)
     try:
@@ -124,49 +147,76 @@ def read(path: str | Path, kind: str, check) -> tuple[dict[str, Tensor], dict[st
                 raise _Fault(f"the metadata {METADATA_KEY!r} is missing: not a safety-direction file")
             metadata = _json(text[METADATA_KEY], "the metadata")
             if metadata.get("format_version") != FORMAT_VERSION or metadata.get("kind") != kind:
-                found = f"{str(metadata.get('kind'))[:40]!r} version {str(metadata.get('format_version'))[:20]}"
+                found = f"{str(metadata.get('kind'))[:40]!r} version {ascii(metadata.get('format_version'))[:20]}"
                 raise _Fault(f"it is {found}; this reader knows {kind!r} version {FORMAT_VERSION}")
             entries = _check_entries(header, size - 8 - length)
             fault = check(entries, metadata)
             if fault:
                 raise _Fault(fault)
-            data = bytearray(size - 8 - length)
-            if stream.readinto(data) != len(data):
-                raise _Fault("the file ended early (truncated while it was read)")
-        tensors = {}
-        for name, (dtype, shape) in entries.items():
-            start = header[name]["data_offsets"][0]
-            flat = torch.frombuffer(data, dtype=DTYPES[dtype][0], count=math.prod(shape), offset=start)
-            tensors[name] = _finite(name, flat.reshape(shape).clone())
+            tensors = {}
+            for name in sorted(entries, key=lambda name: header[name]["data_offsets"]):
+                dtype, shape = entries[name]
+                tensor = tensors[name] = torch.empty(shape, dtype=DTYPES[dtype][0])
+                data = tensor.flatten().view(torch.uint8).numpy()
+                if stream.readinto(memoryview(data)) != data.nbytes:
+                    raise _Fault("the file ended early (truncated while it was read)")
+                if not _is_finite(tensor):
+                    raise _Fault(f"tensor {name!r} has NaN or infinite values")
         return tensors, metadata
     except _Fault as fault:
         raise DirectionFormatError(f"{path.name}: {fault}") from None
+    except FileNotFoundError:
+        raise
     except IsADirectoryError:
         raise DirectionFormatError(f"{path.name}: a folder, not a file") from None
+    except OSError as error:
+        raise DirectionFormatError(f"{path.name}: can't be read ({error.strerror or error})") from None
 
 
 def write(path: str | Path, kind: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> Path:
-    """Write the file whole or not at all: a temporary neighbour, flushed, then renamed over `path`."""
+    """Write the file whole or not at all: a temporary neighbour, flushed, then renamed over `path`.
+
+    Raises:
+        ValueError: `read` would refuse it: NaN, an overflow, or too much metadata.
+        OSError: the folder can't be written to, or the disk is full; what was there before is still there.
+    """
     from safetensors.torch import save
 
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    for name, tensor in tensors.items():
+        if not _is_finite(tensor):
+            raise ValueError(f"{path.name} can't be written: tensor {name!r} has NaN or infinite values (an overflow in half precision?)")
     text = json.dumps({"kind": kind, "format_version": FORMAT_VERSION, **metadata}, ensure_ascii=False, sort_keys=True)
     data = save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, metadata={METADATA_KEY: text})
+    if int.from_bytes(data[:8], "little") > MAX_HEADER_BYTES:
+        raise ValueError(f"{path.name} can't be written: its prompts and other metadata take more than {MAX_HEADER_BYTES} bytes")
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(path, data)
     return path
 
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Replace `path` by `data` in one step; a kill leaves the old file or the new one."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
+    _sweep(path)
     try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
+        try:
+            with os.fdopen(handle, "wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.chmod(name, 0o644)
+            os.replace(name, path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise type(error)(error.errno, f"{error.strerror or error}; nothing was written", str(path)) from None
+
+
+def _sweep(path: Path) -> None:
+    """Remove what a killed write of this very file left behind; not that of another process that is at it now."""
+    for partial in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+        with suppress(OSError):
+            if time.time() - partial.stat().st_mtime > ABANDONED:
+                partial.unlink()

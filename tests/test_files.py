@@ -1,5 +1,10 @@
 import json
 import os
+import random
+import socket
+import subprocess
+import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -7,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import directions
+from benchmarks.trust import files as trust
 from directions import DirectionFormatError, files
 from directions.direction import read_direction
 from directions.encoder import AlignedEncoder, Place, load_aligned_encoder
@@ -72,6 +78,7 @@ def set_entry(name, **changes):
         (lambda h: h["__metadata__"].update({files.METADATA_KEY: "[1]"}), "not a JSON object"),
         (lambda h: h["__metadata__"].update({files.METADATA_KEY: "{NaN}"}), "not JSON"),
         (set_entry("direction.global", dtype="I64"), "dtype 'I64'"),
+        (set_entry("direction.global", dtype="F16", shape=[48]), "direction.global has dtype F16"),
         (set_entry("direction.global", shape=[-1]), "positive whole numbers"),
         (set_entry("direction.global", shape=[1 << 60]), "positive whole numbers"),
         (set_entry("direction.global", shape=[23]), "can't hold shape"),
@@ -119,6 +126,148 @@ def test_missing_file_folder_and_device(tmp_path):
         read_direction(tmp_path / "pipe")
 
 
+def rewrite(path, change):
+    """The file with its metadata changed."""
+    header, body = parts(path)
+    metadata = json.loads(header["__metadata__"][files.METADATA_KEY])
+    change(metadata)
+    header["__metadata__"][files.METADATA_KEY] = json.dumps(metadata)
+    return rebuild(path, header, body)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m["anchor_prompts"].__setitem__(0, "half a pair \ud800"), "not JSON: .*surrogates"),
+        (lambda m: m["pairs"].update(count=float("inf")), "a number that JSON doesn't have: inf"),
+        (lambda m: m["anchor_prompts"].__setitem__(0, "a" * 2001), "1 to 2000 letters"),
+        (lambda m: m["source"].update(many=[0] * files.MAX_VALUES), "more than 131072 values"),
+    ],
+)
+def test_metadata_that_could_not_be_used_later_is_refused_now(saved, change, message):
+    with pytest.raises(DirectionFormatError, match=message):
+        read_direction(rewrite(saved, change))
+
+
+def test_a_number_beyond_all_numbers_is_refused(saved):
+    header, body = parts(saved)
+    text = json.dumps(header).replace('\\"pairs\\": {', '\\"pairs\\": {\\"n\\": 1e999')
+    with pytest.raises(DirectionFormatError, match="doesn't have: inf"):
+        read_direction(rebuild(saved, text, body))
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-40, 1e38])
+def test_a_direction_of_next_to_no_or_endless_length_is_refused(planted, saved, value):
+    header, body = parts(saved)
+    start, stop = header["direction.hate"]["data_offsets"]
+    with pytest.raises(DirectionFormatError, match=r"direction.hate is .* long"):
+        read_direction(rebuild(saved, header, body[:start] + torch.full((24,), value).numpy().tobytes() + body[stop:]))
+
+
+@pytest.mark.parametrize("name", ["pooled_spread", "prompt_moments", "readers"])
+def test_an_alignment_that_would_divide_by_zero_or_overflow_is_refused(aligned, tmp_path, name):
+    broken = replace(aligned, **{name: getattr(aligned, name) * (1e30 if name == "readers" else 0)})
+    with pytest.raises(DirectionFormatError, match="spread is not positive|readers has a value of"):
+        directions.load_aligned(broken.save(tmp_path / "aligned.safetensors"))
+
+
+@pytest.mark.parametrize("change", [{"width": 8}, {"columns": 8}, {"chunk": -77}, {"layer": -1}, {"part": 1}, {"tensor": "pooled_output"}, {"keys": "l"}])
+def test_a_place_where_no_slot_can_be_is_refused(aligned, tmp_path, change):
+    width = aligned.width
+    place = {"cond": Place("cond", ("l",), width, width, length=77)}
+    path = AlignedEncoder({"cond": aligned}, place, {"cond": torch.ones(width)}).save(tmp_path / "encoder.safetensors")
+    with pytest.raises(DirectionFormatError, match="'cond': the metadata's place is not"):
+        load_aligned_encoder(rewrite(path, lambda m: m["slots"]["cond"]["place"].update(change)))
+
+
+BOMBS = {
+    "empty lists": lambda: '{"a": [' + "[]," * 43_000 + "[]]}",
+    "short names": lambda: "{" + ",".join(f'"{n:x}":0' for n in range(65_000)) + "}",
+    "wide letters": lambda: '{"a": "😀' + "b" * (files.MAX_HEADER_BYTES - 100) + '"}',
+    "long numbers": lambda: '{"a": [' + "9" * 4000 + ("," + "9" * 4000) * 1000 + "]}",
+    "deep": lambda: '{"a":' * 60_000,
+}
+METERED = """
+import sys, time
+from benchmarks.trust.files import Meter, samples, sound
+from directions.files import DirectionFormatError
+from directions.direction import read_direction
+from pathlib import Path
+sound(0, samples()[0][1].save(Path(sys.argv[1]).parent / "warm.safetensors"))
+meter = Meter()
+for path in map(Path, sys.argv[1:]):
+    try:
+        meter(lambda: read_direction(path), path.stat().st_size)
+    except DirectionFormatError as error:
+        continue
+    sys.exit(f"{path.name} was read")
+"""
+
+
+def test_header_bombs_stay_within_64_mb_of_the_file(tmp_path, pytestconfig):
+    paths = []
+    for name, make in BOMBS.items():
+        paths.append(rebuild(tmp_path / f"{name}.safetensors", make(), b""))
+        inner = {"__metadata__": {files.METADATA_KEY: make()}}
+        text = json.dumps(inner, ensure_ascii=False)
+        if len(text.encode()) <= files.MAX_HEADER_BYTES:
+            paths.append(rebuild(tmp_path / f"{name} in the metadata.safetensors", text, b""))
+    done = subprocess.run([sys.executable, "-c", METERED, *map(str, paths)], capture_output=True, text=True, cwd=pytestconfig.rootpath)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_links_sockets_and_devices(saved, tmp_path):
+    link = tmp_path / "link.safetensors"
+    link.symlink_to(saved)
+    assert read_direction(link).width == 24  # whoever can make a link there may say where a file is
+    (tmp_path / "loop.safetensors").symlink_to("loop.safetensors")
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(str(tmp_path / "socket"))
+    for name in ("loop.safetensors", "socket"):
+        with pytest.raises(DirectionFormatError, match="can't be read"):
+            read_direction(tmp_path / name)
+    with pytest.raises(DirectionFormatError, match="not a regular file"):
+        read_direction("/dev/zero")
+
+
+@pytest.mark.parametrize("name", ["anchor_states", "vectors"])
+def test_what_could_not_be_read_is_not_written(planted, tmp_path, name):
+    big = {"anchor_states": planted.direction.anchor_states.float() * 1e9, "vectors": {k: v * torch.inf for k, v in planted.direction.vectors.items()}}
+    with pytest.raises(ValueError, match=r"x.safetensors can't be written: tensor .* has NaN or infinite"):
+        replace(planted.direction, **{name: big[name]}).save(tmp_path / "x.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_kill_left_is_swept_and_a_write_under_way_is_not(saved):
+    stale, busy, other = (saved.parent / f".{name}.partial" for name in ("planted.safetensors.old", "planted.safetensors.new", "neighbour.safetensors.old"))
+    for path in (stale, busy, other):
+        path.write_bytes(b"half")
+    for path in (stale, other):
+        os.utime(path, (0, 0))
+    files.write_bytes(saved, b"new")
+    assert {p.name for p in saved.parent.iterdir()} == {saved.name, busy.name, other.name}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_mutated_files_of_every_kind_load_soundly_or_are_refused(tmp_path, seed):
+    path = tmp_path / "m.safetensors"
+    fresh = [bytes([reader]) + sample.save(path).read_bytes() for reader, sample in trust.samples()]
+
+    def plain(data, size):
+        draw = random.Random(len(data) + seed)
+        return bytes(byte ^ (draw.random() < 0.01) for byte in data)[: draw.choice([size, len(data) // 2])]
+
+    outcomes = set()
+    for number in range(400):
+        data = trust.mutate(fresh[seed], trust.LARGEST, 1000 * seed + number, plain, [fresh[seed]])
+        path.write_bytes(data[1:])
+        try:
+            outcomes.add(trust.sound(seed, path))
+        except DirectionFormatError as error:
+            outcomes.add(str(error)[:30])
+    assert True in outcomes and len(outcomes) > 10
+
+
 @settings(deadline=None, max_examples=300)
 @given(data=st.data())
 def test_any_mutation_loads_or_is_refused(planted, tmp_path_factory, data):
@@ -140,6 +289,6 @@ def test_any_mutation_loads_or_is_refused(planted, tmp_path_factory, data):
 def test_a_failed_write_leaves_the_old_file(saved, monkeypatch):
     old = saved.read_bytes()
     monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "no space left on device")))
-    with pytest.raises(OSError, match="no space left"):
+    with pytest.raises(OSError, match="no space left on device; nothing was written: .*planted.safetensors"):
         files.write_bytes(saved, b"new")
     assert saved.read_bytes() == old and [p.name for p in saved.parent.iterdir()] == [saved.name]

@@ -1,0 +1,254 @@
+"""Coverage-guided fuzzing of the three readers: every mutated file loads soundly or is a DirectionFormatError.
+
+    python -m benchmarks.trust files --minutes 30 --count 1000000
+
+Runs in slices, each a process of its own (atheris ends its process); the corpus and the count are kept, so that the
+same command goes on where it was. An input starts with one byte that chooses the reader; the rest is the file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from directions.aligned import AlignedDirection, load_aligned
+from directions.direction import Direction, read_direction
+from directions.encoder import AlignedEncoder, Place, load_aligned_encoder
+from directions.files import METADATA_KEY, DirectionFormatError
+
+SLICE = 50_000
+SECONDS, BYTES = 1.0, 64 << 20
+LARGEST = 16_384
+
+READERS: tuple[Callable[[Path], Any], ...] = (read_direction, load_aligned, load_aligned_encoder)
+# What a header's author might put anywhere.
+NASTY: tuple[Any, ...] = (
+    None, True, False, 0, -1, 1, 2**31, 2**48, 2**63, 2**64, 10**400, 0.5, 1e308, float("nan"), float("inf"), "", "global", "..", "/etc/passwd", "a\x00b",
+    "\ud800", "\U0001f600", "x" * 3000, "F16", "F32", "F64", "I64", "U8", "F8_E4M3", [], {}, [[]], [0, 0], [2, 2], [0, 2**40], {"": ""},
+)  # fmt: skip
+
+
+def samples() -> list[tuple[int, Any]]:
+    """(reader, something small that it reads)."""
+    draw = torch.Generator().manual_seed(0)
+    width, names = 4, ("global", "hate")
+    direction = Direction(
+        vectors={name: torch.randn(width, generator=draw) for name in names},
+        readers={name: torch.randn(width, generator=draw) for name in names},
+        anchor_states=torch.randn(3, width, generator=draw).half(),
+        anchor_prompts=("a cat", "a dog", "a bird"),
+        source={"model": "sample", "layers": [1]}, pairs={"counts": {"hate": 2}}, licence="CC0", created="2026-01-01T00:00:00Z", tool_version="1",
+    )  # fmt: skip
+    from directions.aligned import QUANTILES
+
+    aligned = AlignedDirection(
+        names=names,
+        vectors=torch.randn(2, width, generator=draw),
+        readers=torch.randn(2, width, generator=draw),
+        center=torch.randn(width, generator=draw),
+        pooled_spread=torch.ones(2),
+        prompt_moments=torch.ones(3, 2),
+        prompt_levels=QUANTILES.repeat(2, 1),
+        token_levels=QUANTILES.repeat(2, 1),
+        bank=torch.randn(2, width, generator=draw).half(),
+        fit={"method": "svd", "r2": 0.5},
+        direction={"name": "sample", "source": "sample", "sha256": "0"},
+    )
+    places = {"cond": Place("cond", ("l",), width, width, length=6, unmasked=True), "pooled_output": Place("pooled_output", ("l",), width, width)}
+    encoder = AlignedEncoder({s: aligned for s in places}, places, {s: torch.ones(width) for s in places}, {"cond": torch.ones(width + 1)})
+    return [(0, direction), (1, aligned), (2, encoder)]
+
+
+def sound(reader: int, path: Path) -> bool:
+    """Read a file; whether it loaded. What loads must be finite, usable, and survive being written.
+
+    Raises:
+        DirectionFormatError: it was refused.
+        Exception: anything else is a finding.
+    """
+    loaded = READERS[reader](path)
+    if isinstance(loaded, Direction):
+        assert all(torch.isfinite(v).all() for v in (*loaded.vectors.values(), *loaded.readers.values(), loaded.anchor_states))
+        assert len(loaded.fingerprint) == 64 and loaded.categories is not None
+    else:
+        for slot in [loaded] if isinstance(loaded, AlignedDirection) else loaded.slots.values():
+            for mode in ("add", "project", "gate"):
+                assert torch.isfinite(slot.steer(torch.ones(1, 2, slot.width), mode=mode, budget=0.5)).all(), mode
+    loaded.save(path)
+    READERS[reader](path)
+    return True
+
+
+def mutate(data: bytes, size: int, seed: int, plain: Callable[[bytes, int], bytes], fresh: Sequence[bytes]) -> bytes:
+    """Mostly, values of the header or the metadata become nasty ones and the lengths are put right again; else any bytes change.
+
+    Args:
+        plain: changes any bytes.
+        fresh: whole files to begin with every other time, for what breaks early seldom gets far.
+    """
+    draw = random.Random(seed)
+    data = draw.choice(fresh) if draw.random() < 0.5 else data
+    try:
+        if draw.random() < 0.3:
+            raise ValueError("not this time")
+        length = int.from_bytes(data[1:9], "little")
+        header = json.loads(data[9 : 9 + length])
+        body = data[9 + length :]
+        inner = header.get("__metadata__", {}).get(METADATA_KEY) if draw.random() < 0.6 else None
+        target = json.loads(inner) if inner else header
+        for _ in range(draw.choice((0, 1, 1, 1, 2, 3))):
+            _spoil(target, draw)
+        if inner:
+            header["__metadata__"][METADATA_KEY] = json.dumps(target)
+        if draw.random() < 0.2:
+            body = plain(body, len(body) + 64) if body else b""
+        if draw.random() < 0.3 and len(body) > 4:
+            at = draw.randrange(len(body) // 4) * 4
+            body = body[:at] + draw.choice([b"\x00\x00\x80\x7f", b"\x00\x00\xc0\x7f", b"\x01\x00\x00\x00", b"\xff\xff\x7f\x7f", b"\x00\x7c\x00\xfc"]) + body[at + 4 :]
+        text = json.dumps(header).encode()
+        made = data[:1] + len(text).to_bytes(8, "little") + text + body
+        return made if len(made) <= size else plain(data, size)
+    except (ValueError, AttributeError, TypeError, RecursionError):
+        return plain(data, size)
+
+
+def _spoil(value: Any, draw: random.Random) -> None:
+    """Change one place in a JSON value, at any depth."""
+    while isinstance(value, (dict, list)) and value:
+        key = draw.choice(list(value)) if isinstance(value, dict) else draw.randrange(len(value))
+        if isinstance(value[key], (dict, list)) and value[key] and draw.random() < 0.7:
+            value = value[key]
+            continue
+        action = draw.random()
+        if action < 0.6:
+            value[key] = draw.choice(NASTY)
+        elif action < 0.75:
+            del value[key]
+        elif isinstance(value, dict):
+            value[draw.choice(["", "global", "anchors.states", "cond.probe", "x" * 200, "\u202e", *map(str, value)])] = value[key]
+        else:
+            value.append(value[key])
+        return
+
+
+class Meter:
+    """The most CPU seconds and memory that one file took."""
+
+    def __init__(self) -> None:
+        with open("/proc/self/clear_refs", "w") as stream:
+            stream.write("5")  # forget the peak of the imports
+        self.base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+        self.seconds = 0.0
+        self.bytes = 0
+
+    def __call__(self, action: Callable[[], bool], size: int) -> bool:
+        started = time.process_time()
+        try:
+            return action()
+        finally:
+            took = time.process_time() - started
+            grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10) - self.base
+            self.seconds, self.bytes = max(self.seconds, took), max(self.bytes, grown)
+            assert took < SECONDS, f"{took:.2f} s"
+            assert grown < BYTES + size, f"{grown >> 20} MB"
+
+
+def _slice(out: Path, work: Path, seed: int, runs: int) -> None:
+    """Fuzz in this process, which atheris ends."""
+    import atheris
+
+    for module in ("files", "direction", "aligned", "encoder"):
+        _instrument(atheris, f"directions.{module}")
+    path = work / "input.safetensors"
+    torch.set_num_threads(1)
+    known = len(list((out / "corpus").iterdir()))
+    fresh = [file.read_bytes() for file in sorted((out / "corpus").glob("seed-*"))]
+    facts = {"seed": seed, "calls": 0, "known": known, "loaded": 0, "refused": 0, "seconds": 0.0, "bytes": 0}
+    # The warm-up of torch and json isn't any file's memory.
+    for reader, sample in samples():
+        sound(reader, sample.save(path))
+    meter = Meter()
+
+    def one(data: bytes) -> None:
+        if not data:
+            return
+        path.write_bytes(data[1:])
+        facts["calls"] += 1
+        try:
+            facts["loaded"] += meter(lambda: sound(data[0] % 3, path), len(data))
+        except DirectionFormatError:
+            facts["refused"] += 1
+        finally:
+            facts["seconds"], facts["bytes"] = meter.seconds, meter.bytes
+            if facts["calls"] % 500 == 0:
+                (out / "slice.json").write_text(json.dumps(facts))
+
+    def custom(data: bytes, size: int, number: int) -> bytes:
+        return mutate(data, size, number, atheris.Mutate, fresh)
+
+    options = [f"-runs={runs + known}", f"-seed={seed}", f"-max_len={LARGEST}", "-timeout=60", "-rss_limit_mb=0", f"-artifact_prefix={out}/finding-", "-verbosity=0"]
+    atheris.Setup([sys.argv[0], *options, str(out / "corpus")], one, custom_mutator=custom)
+    atheris.Fuzz()
+
+
+def _instrument(atheris: Any, name: str) -> None:
+    for value in vars(sys.modules[name]).values():
+        if callable(value) and getattr(value, "__module__", None) == name:
+            if isinstance(value, type):
+                for function in list(vars(value).values()):
+                    if hasattr(function, "__code__"):
+                        atheris.instrument_func(function)
+            elif hasattr(value, "__code__"):
+                atheris.instrument_func(value)
+
+
+def campaign(out: Path, minutes: float, count: int = 1_000_000) -> dict[str, Any]:
+    """Fuzz until `count` mutated files or the time is over; goes on from what `out` has.
+
+    Raises:
+        AssertionError: a finding; the message names the input and holds the traceback.
+    """
+    from tqdm import tqdm
+
+    (out / "corpus").mkdir(parents=True, exist_ok=True)
+    for reader, sample in samples():
+        path = sample.save(out / "sample.safetensors")
+        (out / "corpus" / f"seed-{reader}").write_bytes(bytes([reader]) + path.read_bytes())
+    ledger = out / "files.json"
+    total = json.loads(ledger.read_text()) if ledger.is_file() else dict.fromkeys(("slices", "files", "loaded", "refused", "seconds", "bytes"), 0)
+    end = time.monotonic() + minutes * 60
+    memory = Path("/dev/shm")  # a disk would wait for every flush
+    with (
+        tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as work,
+        tqdm(total=count, initial=min(count, total["files"]), desc="mutated files", unit="file") as bar,
+    ):
+        while total["files"] < count and time.monotonic() < end:
+            (out / "slice.json").unlink(missing_ok=True)
+            command = [sys.executable, "-m", "benchmarks.trust.files", str(out), work, str(total["slices"] + 1), str(SLICE)]
+            done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+            if done.returncode or not (out / "slice.json").is_file():
+                raise AssertionError(f"a finding in {out}:\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
+            facts = json.loads((out / "slice.json").read_text())
+            new = max(0, facts["calls"] - facts["known"])
+            total |= {
+                "slices": total["slices"] + 1, "files": total["files"] + new, "loaded": total["loaded"] + facts["loaded"],
+                "refused": total["refused"] + facts["refused"], "seconds": max(total["seconds"], facts["seconds"]), "bytes": max(total["bytes"], facts["bytes"]),
+            }  # fmt: skip
+            ledger.write_text(json.dumps(total))
+            bar.update(new)
+    return total
+
+
+if __name__ == "__main__":
+    _slice(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))
