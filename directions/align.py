@@ -15,6 +15,7 @@ HELD_OUT_EVERY = 10
 BANK_SIZE = 2048
 PENALTIES = (0.03, 0.3, 3.0)
 COMPONENTS = 256
+HALF = torch.finfo(torch.float16).max
 
 Map = Callable[[Tensor], Tensor]
 Fitter = Callable[[Tensor, Tensor], Map]
@@ -142,7 +143,7 @@ def align(direction: Direction, states: Sequence[Tensor] | Tensor, method: str =
         prompt_moments=level.prompt_moments.float(),
         prompt_levels=level.prompt_levels.float(),
         token_levels=level.token_levels(torch.stack(vectors).float()),
-        bank=_bank(tokens, level.center.float(), (readers_raw[:, 0] / level.token_spread[0]).float()).half(),
+        bank=_bank(tokens, level.center.float(), (readers_raw[:, 0] / level.token_spread[0]).float()).clamp(-HALF, HALF).half(),
         fit={"method": chosen, **fit[chosen], "tried": fit},
         direction={"name": direction.name, "source": direction.source.get("model", ""), "sha256": direction.fingerprint},
     )

@@ -13,6 +13,8 @@ from ..directions.steer import MODES
 
 VARIABLE = "SAFETY_DIRECTION_POLICY"
 PREFIX = "safety-direction"
+STEERING = {"SafetyDirectionApply": "conditioning", "SafetyDirectionCLIP": "clip", "SafetyDirectionGuard": "model"}
+"""The pack's steering nodes, and the input that each passes on."""
 _log = logging.getLogger("safety_directions")
 
 Graph = dict[str, dict[str, Any]]  # in API format: {id: {"class_type": ..., "inputs": {...}}}
@@ -88,12 +90,14 @@ def route(graph: Graph, sockets: Callable[[str], Sockets | None], policy: Policy
 
     A CLIP steers whatever is encoded with it; the Guard on the MODEL checks what reaches the sampler, steers what
     isn't, and gives negative prompts their force back. A node that only makes one CLIP or MODEL from another, such as
-    a LoRA loader, gets them as they are: what comes out of it is routed.
+    a LoRA loader, gets them as they are: what comes out of it is routed. The client's own steering nodes are passed by:
+    they could be set to do nothing, or bring an alignment to an encoder that reads nothing.
 
     Args:
         sockets: the socket types of a node class, None for an unknown one.
     """
-    routed: Graph = {node_id: {**node, "inputs": dict(node.get("inputs") or {})} for node_id, node in graph.items()}
+    graph = _without_steering({node_id: {**node, "inputs": _inputs(node)} for node_id, node in graph.items()})
+    routed: Graph = {node_id: {**node, "inputs": dict(node["inputs"])} for node_id, node in graph.items()}
     load = f"{PREFIX}:load"
     inserted: Graph = {load: _node("SafetyDirectionLoad", direction=policy.direction)}
     for consumer, name, link, kind in list(_edges(graph, sockets)):
@@ -120,10 +124,49 @@ def _node(class_type: str, **inputs: Any) -> dict[str, Any]:
     return {"class_type": class_type, "inputs": inputs}
 
 
+def _inputs(node: Mapping[str, Any]) -> dict[str, Any]:
+    """A node's inputs as ComfyUI will have them: it takes a value out of `{"__value__": value}`, and runs that as a link if it is one."""
+    inputs = dict(node.get("inputs") or {})
+    for name, value in inputs.items():
+        while isinstance(value, dict) and "__value__" in value and _is_link(_innermost(value)):
+            value = inputs[name] = value["__value__"]
+    return inputs
+
+
+def _innermost(value: Any) -> Any:
+    while isinstance(value, dict) and "__value__" in value:
+        value = value["__value__"]
+    return value
+
+
+def _is_link(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], (int, float))
+
+
 def _links(node: Mapping[str, Any]) -> Iterator[tuple[str, Link]]:
     for name, value in (node.get("inputs") or {}).items():
-        if isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], int):
-            yield name, (value[0], value[1])
+        if _is_link(value):
+            yield name, (value[0], int(value[1]))
+
+
+def _without_steering(graph: Graph) -> Graph:
+    """The graph with every link that comes from one of this pack's steering nodes moved to what that node was given."""
+
+    def source(link: Link) -> Link:
+        seen = set()
+        while link[0] not in seen:
+            seen.add(link[0])
+            node = graph.get(link[0], {})
+            before = dict(_links(node)).get(STEERING.get(str(node.get("class_type")), ""))
+            if before is None:
+                break
+            link = before
+        return link
+
+    def moved(node: Mapping[str, Any]) -> dict[str, Any]:
+        return {**node, "inputs": {**node["inputs"], **{name: list(source(link)) for name, link in _links(node)}}}
+
+    return {node_id: moved(node) for node_id, node in graph.items()}
 
 
 def _edges(graph: Graph, sockets: Callable[[str], Sockets | None]) -> Iterator[tuple[str, str, Link, str]]:
@@ -134,7 +177,8 @@ def _edges(graph: Graph, sockets: Callable[[str], Sockets | None]) -> Iterator[t
             continue
         for name, link in _links(node):
             there = sockets(str(graph.get(link[0], {}).get("class_type")))
-            given = there.outputs[link[1]] if there and 0 <= link[1] < len(there.outputs) else ""
+            # As Python and so ComfyUI counts: -1 is the last.
+            given = there.outputs[link[1]] if there and -len(there.outputs) <= link[1] < len(there.outputs) else ""
             # What the source says it gives; where it doesn't say, what the consumer takes.
             for kind in _kinds(given) or _kinds(here.inputs.get(name, "") if here else ""):
                 yield consumer, name, link, kind

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import inspect
 import logging
 import secrets
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Callable, Mapping, NamedTuple
 
 import comfy.patcher_extension
@@ -147,6 +149,8 @@ class Steering:
             # Two slots may share a tensor: the second goes on from the first.
             after = changed.setdefault(place.tensor, before.clone())
             states = select(after, place)
+            if not torch.isfinite(states.float()).all():
+                raise ValueError(f"this conditioning's {name} has NaN or infinite values: its text encoder overflowed; load it in another precision")
             mask = slot_content(entry, self.aligned, name) if masks is None or name not in masks else masks[name].to(states.device)
             # Only the prompt's own tokens are read and moved; a padded tensor has ten times as many.
             content = torch.arange(states.shape[1]) if mask is None else mask.reshape(-1, states.shape[1]).any(0).nonzero().flatten()
@@ -275,15 +279,20 @@ def guard_model(
     Args:
         aligned: for conditioning that carries no alignment of its own (see `Mark`).
         side: "positive" (and the negative side below cfg 1, where it is what gets generated) or "both".
-        strict: let only conditioning pass that was steered with these very settings.
+        strict: let only conditioning pass that was steered with these very settings, and steer the negative side too where
+            other code than ComfyUI's own formula weighs it.
     """
 
     def sample(executor: Any, *args, **kwargs) -> Any:
         guider = executor.class_obj
-        guarded = side == "both" or _cfg(guider) < 1
+        guarded = side == "both" or not _cfg(guider) >= 1
+        weighed = strict and _weighs_otherwise(guider)
         for name, conds in guider.conds.items():
-            act = _guard_entry if guarded or "negative" not in name else _give_back
-            guider.conds[name] = [_as_cond(act(_as_entry(cond), aligned, how, on_flag, strict)) for cond in conds]
+            avoided = name == "negative" and not guarded  # PerpNegGuider's "empty_negative_prompt" is drawn towards
+            act = _give_back if avoided and not weighed else _guard_entry
+            # What may be meant as a negative prompt is steered, but no reason to refuse.
+            flag = "steer" if avoided else on_flag
+            guider.conds[name] = [_as_cond(act(_as_entry(cond), aligned, how, flag, strict)) for cond in conds]
         return executor(*args, **kwargs)
 
     key = "safety_direction" + (".strict" if strict else "")
@@ -296,6 +305,23 @@ def guard_model(
 def _cfg(guider: Any) -> float:
     """The lowest of a guider's scales; below 1 the negative side is generated rather than avoided."""
     return min(getattr(guider, name, 1.0) for name in ("cfg", "cfg1", "cfg2"))
+
+
+def _weighs_otherwise(guider: Any) -> bool:
+    """Whether a model patch or a guider from another pack has a say in how much the negative side counts.
+
+    Some of ComfyUI's own patches can turn it into what is generated: CFGOverride, VideoLinearCFGGuidance, FreSca,
+    LatentApplyOperationCFG.
+    """
+    options = guider.model_options
+    wrapped = any(
+        comfy.patcher_extension.get_all_wrappers(kind, options, is_model_options=True)
+        for kind in (comfy.patcher_extension.WrappersMP.PREDICT_NOISE, comfy.patcher_extension.WrappersMP.CALC_COND_BATCH)
+    )
+    comfyui = Path(comfy.patcher_extension.__file__).resolve().parents[1]
+    home = Path(inspect.getfile(type(guider))).resolve()
+    own = any(home.is_relative_to(comfyui / folder) for folder in ("comfy", "comfy_extras"))
+    return wrapped or not own or any(key.startswith("sampler_") and options[key] for key in options)
 
 
 # A guider keeps the states inside the dict.

@@ -25,6 +25,8 @@ class WatchModel(io.ComfyNode):
             for side, rows in zip(options["cond_or_uncond"], states):
                 if str(side) not in seen:
                     seen[str(side)] = rows.float().contiguous().clone()
+                    if "crossattn_controlnet" in options["c"]:
+                        seen["controlnet"] = options["c"]["crossattn_controlnet"].chunk(len(options["cond_or_uncond"]))[0].float().contiguous().clone()
                     save_file(seen, path)
             return apply_model(options["input"], options["timestep"], **options["c"])
 
@@ -77,9 +79,73 @@ class Tamper(io.ComfyNode):
         return io.NodeOutput([[cond.clone(), {**extras, "safety_direction": forged}] for cond, extras in conditioning])
 
 
+class ShuffledClip(io.ComfyNode):
+    """The small encoder with its weights shuffled: as wide, and no direction means anything in it."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(node_id="ShuffledClip", category="testing", inputs=[], outputs=[io.Clip.Output()])
+
+    @classmethod
+    def execute(cls) -> io.NodeOutput:
+        import torch
+
+        import nodes
+
+        (clip,) = nodes.NODE_CLASS_MAPPINGS["SafetyDirectionSmallEncoder"].execute().args
+        draw = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for weights in clip.cond_stage_model.parameters():
+                if weights.dim() == 2:
+                    weights.copy_(weights.flatten()[torch.randperm(weights.numel(), generator=draw)].reshape(weights.shape))
+        return io.NodeOutput(clip)
+
+
+class OddGuider(io.ComfyNode):
+    """A guider of another pack: it draws what it calls the negative side, and calls its scale by another name."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        inputs = [io.Model.Input("model"), io.Conditioning.Input("wanted")]
+        return io.Schema(node_id="OddGuider", category="testing", inputs=inputs, outputs=[io.Guider.Output()])
+
+    @classmethod
+    def execute(cls, model, wanted) -> io.NodeOutput:
+        import comfy.samplers
+
+        class Odd(comfy.samplers.CFGGuider):
+            def predict_noise(self, x, timestep, model_options={}, seed=None):
+                return comfy.samplers.calc_cond_batch(self.inner_model, [self.conds["negative"]], x, timestep, model_options)[0]
+
+        guider = Odd(model)
+        guider.inner_set_conds({"negative": wanted})
+        return io.NodeOutput(guider)
+
+
+class Expanding(io.ComfyNode):
+    """Becomes a whole graph while it runs."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        inputs = [io.String.Input("text"), io.String.Input("name")]
+        return io.Schema(node_id="Expanding", category="testing", inputs=inputs, outputs=[io.Latent.Output()], enable_expand=True)
+
+    @classmethod
+    def execute(cls, text, name) -> io.NodeOutput:
+        from comfy_execution.graph_utils import GraphBuilder
+
+        graph = GraphBuilder()
+        ckpt = graph.node("TinyCheckpoint", name=name)
+        words = graph.node("CLIPTextEncode", clip=ckpt.out(1), text=text)
+        latent = graph.node("EmptyLatentImage", width=64, height=64, batch_size=1)
+        steps = {"steps": 1, "cfg": 2.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0, "seed": 1}
+        drawn = graph.node("KSampler", model=ckpt.out(0), positive=words.out(0), negative=words.out(0), latent_image=latent.out(0), **steps)
+        return io.NodeOutput(drawn.out(0), expand=graph.finalize())
+
+
 class Extension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [WatchModel, TinyCheckpoint, Anything, Tamper]
+        return [WatchModel, TinyCheckpoint, Anything, Tamper, ShuffledClip, OddGuider, Expanding]
 
 
 async def comfy_entrypoint() -> Extension:
