@@ -106,6 +106,40 @@ except ValueError as error:
     assert "this checkpoint has no text encoder" in str(error), error
 else:
     raise AssertionError("no CLIP was aligned")
+for value, where in ((torch.nan, "cond"), (torch.inf, "pooled_output")):
+    bad = [[cond.clone(), {**extras, "pooled_output": pooled.clone()}]]
+    (bad[0][0] if where == "cond" else bad[0][1][where]).view(-1)[70 if where == "cond" else 0] = value
+    try:
+        encoders.steer_conditioning(bad, encoder, how)
+    except ValueError as error:
+        assert f"conditioning's {where} has NaN or infinite values" in str(error), error
+    else:
+        raise AssertionError(f"{value} in {where} went through")
+for dtype in (torch.float16, torch.bfloat16, torch.float8_e4m3fn):
+    ((low, facts),) = encoders.steer_conditioning([[cond.to(dtype), {**extras, "pooled_output": pooled.to(dtype)}]], encoder, how)
+    assert low.dtype == facts["pooled_output"].dtype == dtype and torch.isfinite(low.float()).all()
+for tokens in (3, 10_000):
+    many = torch.randn(1, tokens, 64, generator=draw)
+    ((out, _),) = encoders.steer_conditioning([[many, {"pooled_output": pooled}]], encoder, how)
+    assert (out != many).any(-1).sum() == tokens - 2
+padding = [[cond, {"pooled_output": pooled, "attention_mask": torch.zeros(1, 6)}]]
+assert torch.equal(encoders.steer_conditioning(padding, encoder, how)[0][0], cond)
+import copy, io
+marked = encoders.steer_conditioning([[cond, extras]], encoder, how)
+assert len(encoders.steering.marks(copy.deepcopy(marked)[0])) == 1
+stream = io.BytesIO()
+torch.save(marked, stream)
+stream.seek(0)
+read = torch.load(stream, weights_only=True)
+assert torch.equal(read[0][0], marked[0][0]) and not encoders.steering.marks(read[0])
+import logging, folder_paths
+from dataclasses import replace
+warnings = []
+logging.warning = lambda text, *rest: warnings.append(text % rest)
+folder_paths.set_user_directory("/dev/null/nowhere")
+few = replace(d, anchor_states=d.anchor_states[:100], anchor_prompts=d.anchor_prompts[:100])
+assert "minilm" in encoders.align_encoder(clip, few, "svd").places["cond"].keys
+assert any("can't be kept" in text for text in warnings), warnings
 print("all held")
 """
 

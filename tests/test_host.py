@@ -101,6 +101,38 @@ def test_a_client_cannot_stand_in_for_an_inserted_node(host):
     assert routed(host, graph)["safety-direction:clip:1:1"]["class_type"] == "SafetyDirectionCLIP"
 
 
+@pytest.mark.parametrize("link", [["1", 1], ["1", -2], {"__value__": ["1", 1]}, {"__value__": {"__value__": ["1", 1]}}])
+def test_a_link_is_found_however_it_is_written(host, link):
+    out = routed(host, {"1": node("Loader"), "2": node("Reroute", value=link)})
+    assert through(out, out["2"]["inputs"]["value"]) == ["SafetyDirectionCLIP", "1"]
+
+
+def test_a_value_that_is_no_link_stays_as_it_is(host):
+    values = {"__value__": ["a", "b"]}
+    assert routed(host, {"1": node("Encode", text=values)})["1"]["inputs"] == {"text": values}
+
+
+def test_the_clients_own_steering_nodes_are_passed_by(host):
+    graph = {
+        "1": node("Loader"),
+        "c": node("SafetyDirectionCLIP", clip=["1", 1], alpha=0),
+        "2": node("Encode", clip=["c", 0]),
+        "a": node("SafetyDirectionApply", conditioning=["2", 0]),
+        "b": node("SafetyDirectionApply", conditioning=["a", 0]),
+        "g": node("SafetyDirectionGuard", model=["h", 0]),
+        "h": node("SafetyDirectionGuard", model=["1", 0]),
+        "3": node("Sample", model=["g", 0], positive=["b", 0]),
+    }
+    out = routed(host, graph)
+    assert through(out, out["2"]["inputs"]["clip"]) == ["SafetyDirectionCLIP", "1"] and out["2"]["inputs"]["clip"][0].startswith("safety-direction:")
+    assert through(out, out["3"]["inputs"]["model"]) == ["SafetyDirectionGuard", "1"] and out["3"]["inputs"]["positive"] == ["2", 0]
+
+
+def test_steering_nodes_in_a_circle_do_not_hang_the_host(host):
+    graph = {"a": node("SafetyDirectionApply", conditioning=["b", 0]), "b": node("SafetyDirectionApply", conditioning=["a", 0]), "3": node("Sample", positive=["a", 0])}
+    assert routed(host, graph)["3"]["inputs"]["positive"][0] in ("a", "b")
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

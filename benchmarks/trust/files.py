@@ -27,7 +27,7 @@ from directions.direction import Direction, read_direction
 from directions.encoder import AlignedEncoder, Place, load_aligned_encoder
 from directions.files import METADATA_KEY, DirectionFormatError
 
-SLICE = 50_000
+SLICE = 20_000
 DEEP = 8
 """Every how many files what loads is also used and written."""
 SECONDS, BYTES = 1.0, 64 << 20
@@ -147,22 +147,21 @@ def _spoil(value: Any, draw: random.Random) -> None:
 
 
 class Meter:
-    """The most CPU seconds and memory that one file took."""
+    """The most CPU seconds and memory that one file took: the peak while it was read, over what there was before."""
 
     def __init__(self) -> None:
-        with open("/proc/self/clear_refs", "w") as stream:
-            stream.write("5")  # forget the peak of the imports
-        self.base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
         self.seconds = 0.0
         self.bytes = 0
 
     def __call__(self, action: Callable[[], bool], size: int) -> bool:
+        Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         started = time.process_time()
         try:
             return action()
         finally:
             took = time.process_time() - started
-            grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10) - self.base
+            grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before << 10
             self.seconds, self.bytes = max(self.seconds, took), max(self.bytes, grown)
             assert took < SECONDS, f"{took:.2f} s"
             assert grown < BYTES + size, f"{grown >> 20} MB"
@@ -230,28 +229,36 @@ def campaign(out: Path, minutes: float, count: int = 1_000_000) -> dict[str, Any
     for reader, sample in samples():
         path = sample.save(out / "sample.safetensors")
         (out / "corpus" / f"seed-{reader}").write_bytes(bytes([reader]) + path.read_bytes())
-    ledger = out / "files.json"
+    ledger, part = out / "files.json", out / "slice.json"
     total = json.loads(ledger.read_text()) if ledger.is_file() else dict.fromkeys(("slices", "files", "loaded", "refused", "seconds", "bytes"), 0)
     end = time.monotonic() + minutes * 60
+
+    def book() -> None:
+        """Add what a slice has done, also one that was killed."""
+        if part.is_file():
+            facts = json.loads(part.read_text())
+            total["slices"] += 1
+            total["files"] += max(0, facts["calls"] - facts["known"])
+            for name in ("loaded", "refused"):
+                total[name] += facts[name]
+            for name in ("seconds", "bytes"):
+                total[name] = max(total[name], facts[name])
+            ledger.write_text(json.dumps(total))
+            part.unlink()
+
+    book()
     memory = Path("/dev/shm")  # a disk would wait for every flush
     with (
         tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as work,
         tqdm(total=count, initial=min(count, total["files"]), desc="mutated files", unit="file") as bar,
     ):
         while total["files"] < count and time.monotonic() < end:
-            (out / "slice.json").unlink(missing_ok=True)
             command = [sys.executable, "-m", "benchmarks.trust.files", str(out), work, str(total["slices"] + 1), str(SLICE)]
             done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-            if done.returncode or not (out / "slice.json").is_file():
+            if done.returncode or not part.is_file():
                 raise AssertionError(f"a finding in {out}:\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
-            facts = json.loads((out / "slice.json").read_text())
-            new = max(0, facts["calls"] - facts["known"])
-            total |= {
-                "slices": total["slices"] + 1, "files": total["files"] + new, "loaded": total["loaded"] + facts["loaded"],
-                "refused": total["refused"] + facts["refused"], "seconds": max(total["seconds"], facts["seconds"]), "bytes": max(total["bytes"], facts["bytes"]),
-            }  # fmt: skip
-            ledger.write_text(json.dumps(total))
-            bar.update(new)
+            book()
+            bar.update(total["files"] - bar.n)
     return total
 
 

@@ -7,6 +7,7 @@ import hmac
 import inspect
 import logging
 import secrets
+from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Mapping, NamedTuple
@@ -44,6 +45,13 @@ class Mark(NamedTuple):
     def holds(self, entry: Entry) -> bool:
         """Whether this process made the mark, for these very tensors."""
         return isinstance(self.seal, bytes) and hmac.compare_digest(self.seal, _seal(entry, self.aligned, self.how))
+
+    def __deepcopy__(self, memo: Any) -> "Mark":
+        return self
+
+    def __reduce__(self) -> tuple:
+        """Nothing is pickled: it means something in this process alone, and nodes that save conditioning read it back without classes."""
+        return OrderedDict, ()
 
 
 def _sha(aligned: AlignedEncoder) -> str:
