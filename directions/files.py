@@ -157,8 +157,8 @@ def read(path: str | Path, kind: str, check) -> tuple[dict[str, Tensor], dict[st
             for name in sorted(entries, key=lambda name: header[name]["data_offsets"]):
                 dtype, shape = entries[name]
                 tensor = tensors[name] = torch.empty(shape, dtype=DTYPES[dtype][0])
-                data = tensor.flatten().view(torch.uint8).numpy()
-                if stream.readinto(memoryview(data)) != data.nbytes:
+                data = memoryview(tensor.flatten().view(torch.uint8).numpy())  # type: ignore[arg-type]
+                if stream.readinto(data) != data.nbytes:
                     raise _Fault("the file ended early (truncated while it was read)")
                 if not _is_finite(tensor):
                     raise _Fault(f"tensor {name!r} has NaN or infinite values")
