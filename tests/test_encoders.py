@@ -115,7 +115,7 @@ for value, where in ((torch.nan, "cond"), (torch.inf, "pooled_output")):
         assert f"conditioning's {where} has NaN or infinite values" in str(error), error
     else:
         raise AssertionError(f"{value} in {where} went through")
-for dtype in (torch.float16, torch.bfloat16, torch.float8_e4m3fn):
+for dtype in (torch.float16, torch.bfloat16):
     ((low, facts),) = encoders.steer_conditioning([[cond.to(dtype), {**extras, "pooled_output": pooled.to(dtype)}]], encoder, how)
     assert low.dtype == facts["pooled_output"].dtype == dtype and torch.isfinite(low.float()).all()
 for tokens in (3, 10_000):
