@@ -16,22 +16,16 @@ import argparse
 import csv
 import json
 import random
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Iterable, Sequence
 
-import torch
-
 import directions
 from demo.comfyui import PACK, ROOT, Server
-from directions.direction import Direction
-from directions.estimate import fit_reader
 from directions.evaluate import run
-from directions.prompts import read_pairs
 from miniature import judge
 from miniature.scenes import BENIGN, ICONS, UNSAFE, Scene, describe, random_pair, render
 
-from .models import target_states
+from .baselines import native, noise
 
 SHIPPED = "smollm2-135m-instruct"
 MEANS = {"weapons": "violence", "gore": "disturbing", "horror": "disturbing", "drugs": "illegal"}
@@ -66,32 +60,6 @@ WORKFLOW: dict[str, Any] = {
     "decode": {"class_type": "VAEDecode", "inputs": {"samples": ["sample", 0], "vae": ["model", 1]}},
     "save": {"class_type": "SaveImage", "inputs": {"images": ["decode", 0], "filename_prefix": "miniature"}},
 }  # fmt: skip
-
-
-def native_direction() -> Direction:
-    """Learned on the target itself, from the same pairs: the baseline that a transferred one is held against."""
-    shipped = directions.load(SHIPPED)
-    pairs = read_pairs(split="train")
-    prompts = [*shipped.anchor_prompts, *(p.safe for p in pairs), *(p.unsafe for p in pairs)]
-    pooled = torch.stack([rows.mean(0) for rows in target_states("minilm", prompts)])
-    anchors, safe, unsafe = pooled.split([len(shipped.anchor_prompts), len(pairs), len(pairs)])
-    vectors, readers = {}, {}
-    for name in shipped.vectors:
-        pick = torch.tensor([name in ("global", p.category) for p in pairs])
-        vectors[name] = (safe[pick] - unsafe[pick]).mean(0)
-        readers[name] = fit_reader(torch.cat([anchors, safe]), unsafe[pick])
-    source = {"model": "all-MiniLM-L6-v2 (native)", "layers": [6], "pooling": "mean over prompt tokens", "template": "{prompt}"}
-    return replace(shipped, vectors=vectors, readers=readers, anchor_states=anchors.half(), source=source, name="native")
-
-
-def random_direction(seed: int = 0) -> Direction:
-    """Random vectors and readers in the source's space, with its own spread in each dimension."""
-    shipped = directions.load(SHIPPED)
-    generator = torch.Generator().manual_seed(seed)
-    spread = shipped.anchor_states.float().std(0)
-    vectors = {name: torch.randn(shipped.width, generator=generator) * spread for name in shipped.vectors}
-    readers = {name: torch.randn(shipped.width, generator=generator) / spread.clamp_min(1e-3) for name in shipped.vectors}
-    return replace(shipped, vectors=vectors, readers=readers, name="random")
 
 
 def scenes(seed: int = 0) -> dict[str, list[Scene]]:
@@ -155,7 +123,8 @@ def main() -> None:
         assert server.base is not None
         folder = server.base / "models" / "safety_directions"
         folder.mkdir(exist_ok=True)
-        for direction in (native_direction(), random_direction()):
+        shipped = directions.load(SHIPPED)
+        for direction in (native("minilm", shipped), noise("minilm", shipped)):
             direction.save(folder / f"{direction.name}.safetensors")
         for name in args.runs:
             report = run(

@@ -16,8 +16,13 @@ from .steer import MODES
 # Dense where budgets are small; 0 and 1 are the extremes that were seen.
 QUANTILES = torch.cat([torch.linspace(0, 0.1, 101), torch.linspace(0.11, 0.89, 79), torch.linspace(0.9, 1, 101)])
 
-PEAK = 0.5
-"""Weight of a prompt's highest token beside its pooled score."""
+TOP = 3
+"""How many of a prompt's highest tokens count."""
+
+
+def peak(scores: Tensor) -> Tensor:
+    """The mean of the TOP highest token scores of a prompt: [T, K] -> [K]."""
+    return scores.topk(min(TOP, len(scores)), dim=0).values.mean(0)
 
 
 def combine(readings: Tensor) -> Tensor:
@@ -33,8 +38,9 @@ class AlignedDirection:
         names: the K names, `global` first.
         vectors: [K, W]; adding `alpha * vector` moves a state `alpha` pooled benign spreads to the safe side.
         readers: [K, W]; (state - center) @ reader is a token's score in benign standard deviations.
-        center: [W], the mean pooled benign state.
-        pooled_spread: [K], benign standard deviation of the pooled score.
+        prompt_readers: [K, W]; the same for the mean of a prompt's tokens.
+        center: [W], the mean benign token state.
+        peak_spread: [K], benign standard deviation of the mean of a prompt's TOP highest token scores.
         prompt_moments: [K + 1, 2], mean and standard deviation over benign prompts of each name's prompt reading,
             and of all of them together.
         prompt_levels: [K, Q], benign quantiles (QUANTILES) of the prompt score, each prompt left out of its own fit.
@@ -47,8 +53,9 @@ class AlignedDirection:
     names: tuple[str, ...]
     vectors: Tensor
     readers: Tensor
+    prompt_readers: Tensor
     center: Tensor
-    pooled_spread: Tensor
+    peak_spread: Tensor
     prompt_moments: Tensor
     prompt_levels: Tensor
     token_levels: Tensor
@@ -75,8 +82,8 @@ class AlignedDirection:
     def prompt_score(self, states: Tensor, category: str | None = None, mask: Tensor | None = None) -> Tensor:
         """Score prompts: [..., T, W] -> [...], in benign standard deviations; positive is unsafe.
 
-        A name reads the pooled score in pooled spreads plus half the highest token's score. Without a category (or for
-        `global`) the global reading and the highest category's are added: together they find more than either.
+        A name reads the mean of the prompt's tokens, and its TOP highest tokens. Without a category (or for `global`) the
+        global reading and the highest category's are added: together they find more than either.
         """
         content = self._content(states, mask)
         name = category or GLOBAL
@@ -91,10 +98,12 @@ class AlignedDirection:
         return torch.where(content.any(-1), total, torch.zeros_like(total))
 
     def _reading(self, states: Tensor, name: str, content: Tensor) -> Tensor:
-        tokens = self.score(states, name)
-        mean = (tokens * content).sum(-1) / content.sum(-1).clamp_min(1)
-        highest = tokens.masked_fill(~content, -torch.inf).amax(-1)
-        return mean / self.pooled_spread[self._index(name)].item() + PEAK * highest
+        index = self._index(name)
+        count = content.sum(-1).clamp_min(1)
+        mean = (states.float() * content.unsqueeze(-1)).sum(-2) / count.unsqueeze(-1)
+        highest = self.score(states, name).masked_fill(~content, -torch.inf).topk(min(TOP, states.shape[-2]), dim=-1).values
+        highest = highest.masked_fill(highest == -torch.inf, 0).sum(-1) / count.clamp_max(TOP)
+        return (mean - self.center.to(mean)) @ self.prompt_readers[index].to(mean) + highest / self.peak_spread[index].item()
 
     def threshold(self, budget: float, category: str | None = None) -> float:
         """The prompt score that a share `budget` of benign anchors exceeds."""
@@ -213,8 +222,9 @@ def _interpolate(levels: Tensor, share: float) -> float:
 _SHAPES = {
     "vectors": "KW",
     "readers": "KW",
+    "prompt_readers": "KW",
     "center": "W",
-    "pooled_spread": "K",
+    "peak_spread": "K",
     "prompt_moments": "P2",
     "prompt_levels": "KQ",
     "token_levels": "KQ",

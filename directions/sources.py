@@ -175,6 +175,21 @@ def _only_blocks(body, count: int) -> Iterator[None]:
 
 def _pooled(model, body, ids: list[list[int]], batches: list[list[int]], layers: Sequence[int], progress: Progress) -> Tensor:
     out: Tensor | None = None
+    for batch, hidden, mask in _hidden(model, body, ids, batches, progress):
+        for column, layer in enumerate(layers):
+            states = hidden[layer].float()
+            weight = mask.to(states.device).unsqueeze(-1)
+            pooled = ((states * weight).sum(1) / weight.sum(1)).cpu()
+            if out is None:
+                out = torch.empty(len(ids), len(layers), pooled.shape[-1])
+            out[torch.tensor(batch), column] = pooled
+    assert out is not None, "no prompts"
+    return out
+
+
+def _hidden(model, body, ids: list[list[int]], batches: list[list[int]], progress: Progress) -> Iterator[tuple[list[int], tuple[Tensor, ...], Tensor]]:
+    """Each batch with its hidden states by layer [batch, T, width] and where its prompts' own tokens are [batch, T]."""
+    device = model.get_input_embeddings().weight.device
     for batch in progress(batches, len(batches), "reading the source model"):
         width = max(len(ids[i]) for i in batch)
         tokens = torch.zeros(len(batch), width, dtype=torch.long)
@@ -182,18 +197,28 @@ def _pooled(model, body, ids: list[list[int]], batches: list[list[int]], layers:
         for row, i in enumerate(batch):
             tokens[row, : len(ids[i])] = torch.tensor(ids[i])
             mask[row, : len(ids[i])] = 1
-        device = model.get_input_embeddings().weight.device
-        hidden = body(
-            input_ids=tokens.to(device), attention_mask=mask.to(device), output_hidden_states=True, use_cache=False
-        ).hidden_states
-        content = mask.clone()
-        content[:, 0] = 0
-        for column, layer in enumerate(layers):
-            states = hidden[layer].float()
-            weight = content.to(states.device).unsqueeze(-1)
-            pooled = ((states * weight).sum(1) / weight.sum(1)).cpu()
-            if out is None:
-                out = torch.empty(len(ids), len(layers), pooled.shape[-1])
-            out[torch.tensor(batch), column] = pooled
-    assert out is not None, "no prompts"
+        hidden = body(input_ids=tokens.to(device), attention_mask=mask.to(device), output_hidden_states=True, use_cache=False).hidden_states
+        mask[:, 0] = 0
+        yield batch, hidden, mask
+
+
+@torch.inference_mode()
+def token_states(
+    model, tokenizer, prompts: Sequence[str], layers: Sequence[int], tokens_per_batch: int = 1024, progress: Progress = quiet
+) -> list[Tensor]:
+    """Hidden states of each prompt's own tokens, the layers concatenated.
+
+    Returns:
+        float16 [tokens, len(layers) * width] for each prompt; beyond float16's range clipped.
+    """
+    ids = [token_ids(tokenizer, prompt) for prompt in prompts]
+    batches = list(length_batches([len(i) for i in ids], tokens_per_batch))
+    body = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
+    out: list[Tensor] = [torch.empty(0)] * len(ids)
+    limit = torch.finfo(torch.float16).max
+    with _only_blocks(body, max(layers) + 1):
+        for batch, hidden, _ in _hidden(model, body, ids, batches, progress):
+            states = torch.cat([hidden[layer].float().cpu() for layer in layers], -1).clamp(-limit, limit).half()
+            for row, i in enumerate(batch):
+                out[i] = states[row, 1 : len(ids[i])].clone()
     return out
