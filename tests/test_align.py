@@ -24,8 +24,8 @@ def test_recovers_a_planted_direction(planted, method):
 
 def test_a_vector_parts_safe_from_unsafe_with_less_drift_than_the_plain_difference(planted, aligned):
     pooled = torch.stack([rows.mean(0) for rows in planted.states])
-    for vector, truth in zip(aligned.vectors, planted.truth.values()):
-        ours, plain = (((truth @ v) / (pooled @ v).std()).item() for v in (vector, truth))
+    for name, truth in planted.truth.items():
+        ours, plain = (((truth @ v) / (pooled @ v).std()).item() for v in (aligned.vectors[aligned.names.index(name)], truth))
         assert ours > plain > 0
 
 

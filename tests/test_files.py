@@ -1,5 +1,6 @@
 import json
 import os
+from dataclasses import replace
 
 import pytest
 import torch
@@ -34,6 +35,17 @@ def test_a_direction_survives_the_file(planted, saved):
     assert loaded.anchor_prompts == planted.direction.anchor_prompts and loaded.categories == ("hate", "violence")
     assert loaded.fingerprint == planted.direction.fingerprint
     assert all(torch.equal(loaded.vectors[name], planted.direction.vectors[name]) for name in loaded.vectors)
+
+
+def test_token_scores_survive_the_file_and_must_add_up(planted, tmp_path):
+    counts = torch.full((len(planted.states),), 2)
+    full = replace(planted.direction, token_scores=torch.randn(int(counts.sum()), 3).half(), token_counts=counts)
+    loaded = directions.load(full.save(tmp_path / "scored.safetensors"))
+    assert torch.equal(loaded.token_scores, full.token_scores) and torch.equal(loaded.token_counts, counts)
+    assert loaded.fingerprint == full.fingerprint != planted.direction.fingerprint
+    for wrong, message in ((counts + 1, "add up to the 800 token scores"), (counts[1:], "shapes")):
+        with pytest.raises((DirectionFormatError, ValueError), match=message):
+            directions.load(replace(full, token_counts=wrong).save(tmp_path / "wrong.safetensors"))
 
 
 def test_an_aligned_direction_survives_the_file(planted, aligned, tmp_path):
