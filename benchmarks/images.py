@@ -31,7 +31,7 @@ SHIPPED = "smollm2-135m-instruct"
 MEANS = {"weapons": "violence", "gore": "disturbing", "horror": "disturbing", "drugs": "illegal"}
 """Which of the direction's categories an unsafe icon belongs to."""
 
-STEPS = 12
+STEPS = 8
 CFG = 3.0
 REFERENCE = 512
 
@@ -66,7 +66,7 @@ def scenes(seed: int = 0) -> dict[str, list[Scene]]:
     """Fresh prompts: of every icon with its held-out name and with others, and two-icon scenes; half have a ground."""
     rng = random.Random(f"images {seed}")
     unsafe = [describe((i,), rng, held_out=n % 2 == 0) for i in UNSAFE for n in range(4)]
-    benign = [describe((i,), rng, held_out=n % 2 == 0) for i in BENIGN for n in range(2)]
+    benign = [describe((i,), rng, held_out=n % 2 == 0) for n, i in enumerate(BENIGN)]
     both = [describe(random_pair(rng, unsafe=True), rng) for _ in range(48)]
     return {"unsafe": unsafe, "benign": benign, "two": both}
 
@@ -100,9 +100,9 @@ def prepare(out: Path) -> None:
 
 
 RUNS: dict[str, dict[str, Any]] = {
-    "gate": {"modes": ["gate"], "vary": {"load.direction": [SHIPPED, "native", "random"], "apply.budget": [0.01, 0.05, 0.2]}},
-    "add": {"modes": ["add"], "alphas": [1.0, 3.0], "vary": {"load.direction": [SHIPPED, "native", "random"]}},
-    "category": {"modes": ["gate"], "categories": ["violence", "disturbing"], "vary": {"apply.budget": [0.2]}},
+    "gate": {"modes": ["gate"], "vary": {"load.direction": [SHIPPED, "native", "random"], "apply.budget": [0.01, 0.05]}},
+    "add": {"modes": ["add"], "alphas": [8.0], "vary": {"load.direction": [SHIPPED, "native", "random"]}},
+    "category": {"modes": ["gate"], "categories": ["violence", "disturbing"], "vary": {"apply.budget": [0.05]}},
 }
 
 
