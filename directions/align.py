@@ -32,10 +32,14 @@ def ridge(source: Tensor, target: Tensor, penalty: float = 0.1) -> Map:
     """Ridge regression source -> target; solves in the smaller of features and prompts."""
     n, width = source.shape
     if n < width:
-        gram = source @ source.T + penalty * n * torch.eye(n, dtype=source.dtype)
-        return _linear(source.T @ torch.linalg.solve(gram, target))
-    gram = source.T @ source + penalty * n * torch.eye(width, dtype=source.dtype)
-    return _linear(torch.linalg.solve(gram, source.T @ target))
+        return _linear(source.T @ _solve(source @ source.T, penalty * n, target))
+    return _linear(_solve(source.T @ source, penalty * n, source.T @ target))
+
+
+def _solve(gram: Tensor, penalty: float, right: Tensor) -> Tensor:
+    """(gram + penalty I)^-1 right, in the place of `gram`."""
+    gram.diagonal().add_(penalty)
+    return torch.cholesky_solve(right, torch.linalg.cholesky(gram, out=gram))
 
 
 def svd(source: Tensor, target: Tensor) -> Map:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Mapping, Sequence
@@ -15,6 +16,7 @@ from .steer import MODES
 
 # Dense where budgets are small; 0 and 1 are the extremes that were seen.
 QUANTILES = torch.cat([torch.linspace(0, 0.1, 101), torch.linspace(0.11, 0.89, 79), torch.linspace(0.9, 1, 101)])
+_QUANTILES = QUANTILES.tolist()
 
 TOP = 3
 """How many of a prompt's highest tokens count."""
@@ -85,25 +87,26 @@ class AlignedDirection:
         A name reads the mean of the prompt's tokens, and its TOP highest tokens. Without a category (or for `global`) the
         global reading and the highest category's are added: together they find more than either.
         """
-        content = self._content(states, mask)
-        name = category or GLOBAL
-        self._index(name)
-        readings = torch.stack([self._reading(states, n, content) for n in (self.names if name == GLOBAL else (name,))], -1)
-        moments = self.prompt_moments.to(readings.device)
-        if name == GLOBAL:
-            total = (combine((readings - moments[:-1, 0]) / moments[:-1, 1]) - moments[-1, 0]) / moments[-1, 1]
-        else:
-            mean, spread = moments[self._index(name)]
-            total = (readings[..., 0] - mean) / spread
-        return torch.where(content.any(-1), total, torch.zeros_like(total))
+        return self._prompt_scores(states, (category or GLOBAL,), mask)[..., 0]
 
-    def _reading(self, states: Tensor, name: str, content: Tensor) -> Tensor:
-        index = self._index(name)
-        count = content.sum(-1).clamp_min(1)
-        mean = (states.float() * content.unsqueeze(-1)).sum(-2) / count.unsqueeze(-1)
-        highest = self.score(states, name).masked_fill(~content, -torch.inf).topk(min(TOP, states.shape[-2]), dim=-1).values
-        highest = highest.masked_fill(highest == -torch.inf, 0).sum(-1) / count.clamp_max(TOP)
-        return (mean - self.center.to(mean)) @ self.prompt_readers[index].to(mean) + highest / self.peak_spread[index].item()
+    def _prompt_scores(self, states: Tensor, names: Sequence[str], mask: Tensor | None) -> Tensor:
+        """Prompt scores of several names at once, [..., names]: the states are read once."""
+        content = self._content(states, mask)
+        wanted = self.names if GLOBAL in names else tuple(names)
+        index = [self._index(name) for name in wanted]
+        count = content.sum(-1, keepdim=True).clamp_min(1)
+        centred = states.float() - self.center.to(states.device)
+        mean = (centred * content.unsqueeze(-1)).sum(-2) / count
+        tokens = (centred @ self.readers[index].to(centred).T).masked_fill(~content.unsqueeze(-1), -torch.inf)
+        highest = tokens.topk(min(TOP, states.shape[-2]), dim=-2).values
+        highest = highest.masked_fill(highest == -torch.inf, 0).sum(-2) / count.clamp_max(TOP)
+        readings = mean @ self.prompt_readers[index].to(mean).T + highest / self.peak_spread[index].to(mean)
+        moments = self.prompt_moments.to(mean)
+        scores = (readings - moments[index, 0]) / moments[index, 1]
+        if GLOBAL in names:
+            together = (combine(scores) - moments[-1, 0]) / moments[-1, 1]
+            scores = torch.stack([together if name == GLOBAL else scores[..., self._index(name)] for name in names], -1)
+        return torch.where(content.any(-1, keepdim=True), scores, torch.zeros_like(scores))
 
     def threshold(self, budget: float, category: str | None = None) -> float:
         """The prompt score that a share `budget` of benign anchors exceeds."""
@@ -121,8 +124,9 @@ class AlignedDirection:
         Several categories share the budget evenly, so that together they stay within it.
         """
         names = self._names(categories)
-        hits = [self.prompt_score(states, name, mask) > self.threshold(budget / len(names), name) for name in names]
-        return torch.stack(hits).any(0)
+        thresholds = torch.tensor([self.threshold(budget / len(names), name) for name in names])
+        scores = self._prompt_scores(states, names, mask)
+        return (scores > thresholds.to(scores)).any(-1)
 
     def steer(
         self,
@@ -213,10 +217,10 @@ class AlignedDirection:
 
 def _interpolate(levels: Tensor, share: float) -> float:
     """Linear interpolation of a quantile table [Q] at `share`; beyond the highest seen for share 1."""
-    position = torch.searchsorted(QUANTILES, torch.tensor(float(share))).clamp(1, len(QUANTILES) - 1)
-    low, high = QUANTILES[position - 1], QUANTILES[position]
-    weight = ((share - low) / (high - low)).clamp(0, 1)
-    return torch.lerp(levels[position - 1], levels[position], weight).item()
+    position = min(max(bisect_left(_QUANTILES, share), 1), len(_QUANTILES) - 1)
+    low, high = _QUANTILES[position - 1 : position + 1]
+    below, above = levels[position - 1 : position + 1].tolist()
+    return below + (above - below) * min(max((share - low) / (high - low), 0.0), 1.0)
 
 
 _SHAPES = {
