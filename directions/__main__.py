@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -102,10 +103,17 @@ def _estimate(args: argparse.Namespace) -> None:
     # The safe halves are benign prompts like the others, in the very scenes where the line runs; one in ten is left out
     # to keep the shipped file small.
     anchors = [a.prompt for a in read_anchors(args.anchors or HERE / "anchors.tsv")] + [p.safe for i, p in enumerate(pairs) if i % 10]
-    model, tokenizer = load_source(args.model, args.device_map)
     source = {"model": args.name, "weights_sha256": weights_hash(args.model)}
-    direction = estimate(model, tokenizer, pairs, anchors, layer, source=source, licence=args.licence, progress=terminal)
-    path = direction.save(args.out or LIBRARY / f"{args.name}.safetensors")
+    path = args.out or LIBRARY / f"{args.name}.safetensors"
+    keep = path.with_name(f"{path.name}.{source['weights_sha256'][:12]}.states")
+    model, tokenizer = load_source(args.model, args.device_map, keep / "offload" if args.device_map else None)
+    try:
+        direction = estimate(model, tokenizer, pairs, anchors, layer, source=source, licence=args.licence, progress=terminal, keep=keep)
+    except KeyboardInterrupt:
+        print(f"interrupted; the states read so far are in {keep.name}, and the same command goes on from there", file=sys.stderr)
+        raise
+    direction.save(path)
+    shutil.rmtree(keep, ignore_errors=True)
     print(f"{path.name}: {len(direction.categories)} categories, {len(anchors)} anchors, layers {direction.source['layers']}")
 
 
@@ -209,7 +217,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; nothing was written", file=sys.stderr)
+        print("interrupted; no result was written", file=sys.stderr)
         return 130
 
 

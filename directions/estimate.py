@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from datetime import datetime, timezone
 from difflib import SequenceMatcher
+from pathlib import Path
 from typing import Any, Mapping, Sequence
 
 import torch
@@ -30,6 +31,7 @@ def estimate(
     source: Mapping[str, Any] | None = None,
     licence: str = "",
     progress: Progress = quiet,
+    keep: Path | None = None,
 ) -> Direction:
     """Learn `global` and one direction per category, with a reader for each, and score the anchors' tokens.
 
@@ -45,6 +47,7 @@ def estimate(
         layer: hidden-state index, several (their features are concatenated), or "auto": the layer
             whose reader separates unseen themes best.
         source: facts about the model for the file: at least `model`, its name.
+        keep: a folder for the model's states as they are read, of one model, so that a killed run goes on where it was.
 
     Raises:
         ValueError: too few pairs or anchors, or a layer that the model does not have.
@@ -54,7 +57,7 @@ def estimate(
         raise ValueError(f"{len(pairs)} pairs and {len(anchors)} anchors are too few: at least 8 and 16 are needed")
     depth = model.config.get_text_config().num_hidden_layers
     layers = _layers(layer, depth)
-    states = pooled_states(model, tokenizer, [*anchors, *(p.safe for p in pairs), *(p.unsafe for p in pairs)], layers, progress=progress)
+    states = pooled_states(model, tokenizer, [*anchors, *(p.safe for p in pairs), *(p.unsafe for p in pairs)], layers, progress=progress, keep=keep)
     if not torch.isfinite(states).all():
         raise ValueError("the source model gave NaN or infinite states: load it in float32 or bfloat16")
     if layer == "auto":
@@ -68,7 +71,7 @@ def estimate(
     for name, rows in groups.items():
         vectors[name] = (safe[rows] - unsafe[rows]).double().mean(0).float()
         readers[name] = fit_reader(torch.cat([benign, safe]), unsafe[rows])
-    tokens = token_states(model, tokenizer, [*anchors, *(p.unsafe for p in pairs)], layers, progress=progress)
+    tokens = token_states(model, tokenizer, [*anchors, *(p.unsafe for p in pairs)], layers, progress=progress, keep=keep)
     changed = [changed_tokens(token_ids(tokenizer, p.safe)[1:], token_ids(tokenizer, p.unsafe)[1:]) for p in pairs]
     scores = score_tokens(tokens[: len(anchors)], [rows[mask] for rows, mask in zip(tokens[len(anchors) :], changed)], groups, progress)
     counts = Counter(p.category for p in pairs)
