@@ -11,20 +11,21 @@ from pathlib import Path
 from . import files
 from .direction import LIBRARY, available, load
 
-EXAMPLES = """examples:
-  python -m directions show                             # what is in the library
-  python -m directions show smollm2-135m-instruct
-  python -m directions check strangers-file.safetensors
-  python -m directions estimate ./Llama-3.1-8B-Instruct --name llama-3.1-8b
-  python -m directions align smollm2-135m-instruct ./states.safetensors --out aligned.safetensors
-  python -m directions scan prompts.csv --source SmolLM2-135M-Instruct.Q4_1.gguf --out runs/scan
-  python -m directions evaluate workflow-api.json i2p.csv --benign coco.csv --out runs/first --alpha 3 5 --judge nudenet ./clip-vit-large-patch14
+PROGRAM = f"python -m {__package__}"  # `safety_directions` where it was installed by pip
+EXAMPLES = f"""examples:
+  {PROGRAM} show                             # what is in the library
+  {PROGRAM} show smollm2-135m-instruct
+  {PROGRAM} check strangers-file.safetensors
+  {PROGRAM} estimate ./Llama-3.1-8B-Instruct --name llama-3.1-8b
+  {PROGRAM} align smollm2-135m-instruct ./states.safetensors --out aligned.safetensors
+  {PROGRAM} scan prompts.csv --source SmolLM2-135M-Instruct.Q4_1.gguf --out runs/scan
+  {PROGRAM} evaluate workflow-api.json i2p.csv --benign coco.csv --out runs/first --alpha 3 5 --judge nudenet ./clip-vit-large-patch14
 """
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m directions",
+        prog=PROGRAM,
         description="Estimate safety directions in a language model, look at them, align them to a text encoder.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from directions.direction import Direction
+from tests.published import publish
 
 ANCHORS, SOURCE, TARGET = 400, 24, 32
 
@@ -50,3 +51,9 @@ def aligned(planted):
     from directions import align
 
     return align(planted.direction, planted.states)
+
+
+@pytest.fixture(scope="session")
+def repository(tmp_path_factory):
+    """A fresh git repository of what would be published from here."""
+    return publish(tmp_path_factory.mktemp("git") / "safety-directions")
