@@ -18,14 +18,6 @@ else:
     import tomli as tomllib
 
 
-@pytest.fixture(scope="session")
-def site(repository, tmp_path_factory):
-    """A folder that the library was installed into from a copy of the repository."""
-    folder = tmp_path_factory.mktemp("site")
-    run(sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--target", folder, repository, cwd=folder)
-    return folder
-
-
 @pytest.fixture(scope="module")
 def project():
     return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
