@@ -49,7 +49,7 @@ def from_git(repository, tmp_path_factory):
     base = tmp_path_factory.mktemp("comfyui")
     (base / "custom_nodes").mkdir()
     address = f"file://localhost{urllib.parse.quote(repository.as_posix())}"
-    variables = {"COMFYUI_PATH": str(find("test").comfyui), "COMFYUI_FOLDERS_BASE_PATH": str(base), "PYTHONUTF8": "1"}
+    variables = {"COMFYUI_PATH": str(find().comfyui), "COMFYUI_FOLDERS_BASE_PATH": str(base), "PYTHONUTF8": "1"}
     transcript = run(sys.executable, "-m", "cm_cli", "install", address, "--mode", "local", "--exit-on-fail", cwd=base, variables=variables)
     pack = base / "custom_nodes" / PACK
     with Server(base=base, packs={PACK: pack}) as server:
@@ -73,7 +73,7 @@ def awkward(archive, from_git, tmp_path_factory):
     policy = base / "policy.json"
     policy.write_text(json.dumps(POLICY | {"log": str(base / "safety.log")}), encoding="utf-8")
     before = tree(packs[AWKWARD])
-    path = os.pathsep.join(map(str, (ROOT / "tests" / "without_extras", *find("test").pythonpath)))
+    path = os.pathsep.join(map(str, (ROOT / "tests" / "without_extras", *find().pythonpath)))
     with Server(base=base, packs=packs, variables={"SAFETY_DIRECTION_POLICY": str(policy), "PYTHONPATH": path}) as server:
         modules = {
             name: json.loads("".join(server.queue({"1": {"class_type": "ModulesOf", "inputs": {"folder": os.sep + name + os.sep}}}).outputs["1"]["text"]))
