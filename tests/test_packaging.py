@@ -102,3 +102,16 @@ def test_every_file_has_a_name_that_windows_takes():
 def test_paths_leave_room_for_a_deep_portable_install():
     deep = "C:/Users/A Rather Long User Name/Documents/ComfyUI_windows_portable_nvidia/ComfyUI_windows_portable/ComfyUI/custom_nodes/safety-directions/"
     assert max(len(deep) + len(name) for name in files_of_the_repository()) < 260
+
+
+def test_the_citation_is_of_this_version(project):
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert (citation["version"], citation["license"]) == (project["project"]["version"], "Apache-2.0")
+    assert project["project"]["urls"]["Paper"] == citation["references"][0]["url"]
+
+
+def test_every_link_between_the_documents_leads_somewhere():
+    documents = [ROOT / name for name in files_of_the_repository() if name.endswith(".md") and not name.startswith("web/")]
+    for document in documents:
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", document.read_text(encoding="utf-8")):
+            assert (document.parent / target).exists(), f"{document.name} links to {target}"

@@ -9,6 +9,7 @@ import shutil
 import sys
 import urllib.parse
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -46,24 +47,25 @@ def archive(repository) -> Path:
 @pytest.fixture(scope="module")
 def from_git(repository, tmp_path_factory):
     """Cloned by ComfyUI Manager, run, deleted; and what ComfyUI says after that."""
-    base = tmp_path_factory.mktemp("comfyui")
-    (base / "custom_nodes").mkdir()
+    base = tmp_path_factory.mktemp("comfyui") / "ComfyUI"
+    shutil.copytree(find().comfyui, base)  # the Manager installs into the tree that it is told of
+    environment = replace(find(), comfyui=base)
     address = f"file://localhost{urllib.parse.quote(repository.as_posix())}"
-    variables = {"COMFYUI_PATH": str(find().comfyui), "COMFYUI_FOLDERS_BASE_PATH": str(base), "PYTHONUTF8": "1"}
+    variables = {"COMFYUI_PATH": str(base), "PYTHONUTF8": "1"}
     transcript = run(sys.executable, "-m", "cm_cli", "install", address, "--mode", "local", "--exit-on-fail", cwd=base, variables=variables)
     pack = base / "custom_nodes" / PACK
-    with Server(base=base, packs={PACK: pack}) as server:
+    with Server(environment=environment, base=base, packs={PACK: pack}) as server:
         during, result = server.object_info(), demo(server)
     shutil.rmtree(pack)
-    with Server(base=base, packs={}) as server:
+    with Server(environment=environment, base=base, packs={}) as server:
         after, log = server.object_info(), server.log_text()
-    return SimpleNamespace(base=base, transcript=transcript, during=during, result=result, after=after, log=log)
+    return SimpleNamespace(environment=environment, base=base, transcript=transcript, during=during, result=result, after=after, log=log)
 
 
 @pytest.fixture(scope="module")
 def awkward(archive, from_git, tmp_path_factory):
     """The archive unpacked twice beside another pack, once under an awkward name and read-only; in host mode, without optional extras."""
-    base = from_git.base
+    base, environment = from_git.base, from_git.environment
     packs = {PACK: base / "custom_nodes" / PACK, AWKWARD: base / "custom_nodes" / AWKWARD, "neighbour": ROOT / "tests" / "comfyui" / "neighbour"}
     for name in (PACK, AWKWARD):
         with zipfile.ZipFile(archive) as content:
@@ -74,7 +76,7 @@ def awkward(archive, from_git, tmp_path_factory):
     policy.write_text(json.dumps(POLICY | {"log": str(base / "safety.log")}), encoding="utf-8")
     before = tree(packs[AWKWARD])
     path = os.pathsep.join(map(str, (ROOT / "tests" / "without_extras", *find().pythonpath)))
-    with Server(base=base, packs=packs, variables={"SAFETY_DIRECTION_POLICY": str(policy), "PYTHONPATH": path}) as server:
+    with Server(environment=environment, base=base, packs=packs, variables={"SAFETY_DIRECTION_POLICY": str(policy), "PYTHONPATH": path}) as server:
         modules = {
             name: json.loads("".join(server.queue({"1": {"class_type": "ModulesOf", "inputs": {"folder": os.sep + name + os.sep}}}).outputs["1"]["text"]))
             for name in (PACK, AWKWARD)
