@@ -67,3 +67,10 @@ def site(repository, tmp_path_factory):
     folder = tmp_path_factory.mktemp("site")
     run(sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--target", folder, repository, cwd=folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def archive(repository):
+    """What `comfy node publish` would upload."""
+    run(sys.executable, "-m", "comfy_cli", "--skip-prompt", "--no-enable-telemetry", "node", "pack", cwd=repository)
+    return repository / "node.zip"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import zipfile
 from pathlib import PurePosixPath
 
 import pytest
@@ -62,6 +63,20 @@ def test_the_metadata_is_what_the_registry_wants(project):
         assert (ROOT / comfy[picture].partition("/main/")[2]).is_file()
     addresses = [*project["project"]["urls"].values(), comfy["Icon"], comfy["Banner"]]
     assert all("/OWNER/safety-directions" in address or "arxiv.org" in address for address in addresses)
+
+
+def test_the_archive_holds_what_runs_and_is_small(archive):
+    with zipfile.ZipFile(archive) as content:
+        names = set(content.namelist())
+    assert archive.stat().st_size < 20e6
+    assert {name.partition("/")[0] for name in names if "/" in name} <= {"directions", "nodes", "web", "workflows", "locales"}
+    wanted = {name for name in files_of_the_repository() if name.startswith(("directions/", "nodes/", "web/", "workflows/", "locales/"))}
+    assert wanted <= names and {"__init__.py", "pyproject.toml", "LICENSE", "README.md"} <= names
+
+
+def test_the_registry_accepts_the_metadata(repository):
+    told = run(sys.executable, "-m", "comfy_cli", "--skip-prompt", "--no-enable-telemetry", "node", "validate", cwd=repository)
+    assert "passed successfully" in told and "Warning" not in told
 
 
 def test_the_changelog_knows_the_version(project):
