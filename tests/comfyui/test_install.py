@@ -74,7 +74,7 @@ def awkward(archive, from_git, tmp_path_factory):
             name: json.loads("".join(server.queue({"1": {"class_type": "ModulesOf", "inputs": {"folder": os.path.join("custom_nodes", name, "")}}}).outputs["1"]["text"]))
             for name in (PACK, AWKWARD)
         }
-        help_text = server._request(f"/extensions/{urllib.parse.quote(AWKWARD, safe="/()")}/docs/SafetyDirectionApply.md").decode()
+        help_text = server._request(f"/extensions/{urllib.parse.quote(AWKWARD, safe='/()')}/docs/SafetyDirectionApply.md").decode()
         templates = json.loads(server._request("/workflow_templates"))
         yield SimpleNamespace(
             info=server.object_info(), result=demo(server), modules=modules, help=help_text, templates=templates,
