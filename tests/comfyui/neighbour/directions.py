@@ -1,1 +1,0 @@
-"""Another pack's module of this name."""
