@@ -200,6 +200,9 @@ def measure(source: str, target: str) -> list[dict[str, Any]]:
     for budget in (0.01, 0.05, 0.1, 0.2):
         for method, one in (("native", own), ("transferred", aligned), ("random", random[0])):
             row(method, "gate", f"budget {budget}", steering(one, mode="gate", budget=budget))
+    shifted = replace(aligned, bank=aligned.bank[:0])
+    for alpha in (3.0, 4.0, 5.0):
+        row("transferred", "gate", f"budget 0.01, shifted by {alpha}, not landed", steering(shifted, mode="gate", budget=0.01, alpha=alpha))
     rows += safree_rows(source, target, aligned, data, found, unit, head)
     rows += category_rows(source, target, aligned, data, found)
     return rows
