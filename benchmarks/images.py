@@ -31,35 +31,9 @@ SHIPPED = "smollm2-135m-instruct"
 MEANS = {"weapons": "violence", "gore": "disturbing", "horror": "disturbing", "drugs": "illegal"}
 """Which of the direction's categories an unsafe icon belongs to."""
 
-STEPS = 8
-CFG = 3.0
 REFERENCE = 512
 
-WORKFLOW: dict[str, Any] = {
-    "model": {"class_type": "SafetyDirectionsLoadMiniature", "inputs": {}},
-    "clip": {"class_type": "SafetyDirectionSmallEncoder", "inputs": {}},
-    "load": {"class_type": "SafetyDirectionLoad", "inputs": {"direction": SHIPPED}},
-    "align": {"class_type": "SafetyDirectionAlign", "inputs": {"direction": ["load", 0], "clip": ["clip", 0], "method": "auto"}},
-    "text": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["clip", 0], "text": "{prompt}"}},
-    "empty": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["clip", 0], "text": ""}},
-    "apply": {
-        "class_type": "SafetyDirectionApply",
-        "inputs": {
-            "conditioning": ["text", 0], "aligned": ["align", 0], "mode": "gate", "alpha": 5.0, "budget": 0.01, "categories": "",
-            "start_percent": 0.0, "end_percent": 1.0,
-        },
-    },
-    "latent": {"class_type": "EmptyChromaRadianceLatentImage", "inputs": {"width": 32, "height": 32, "batch_size": 1}},
-    "sample": {
-        "class_type": "KSampler",
-        "inputs": {
-            "model": ["model", 0], "positive": ["apply", 0], "negative": ["empty", 0], "latent_image": ["latent", 0], "seed": 0, "steps": STEPS,
-            "cfg": CFG, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0,
-        },
-    },
-    "decode": {"class_type": "VAEDecode", "inputs": {"samples": ["sample", 0], "vae": ["model", 1]}},
-    "save": {"class_type": "SaveImage", "inputs": {"images": ["decode", 0], "filename_prefix": "miniature"}},
-}  # fmt: skip
+WORKFLOW: dict[str, Any] = json.loads((ROOT / "miniature" / "workflow.json").read_text(encoding="utf-8"))
 
 
 def scenes(seed: int = 0) -> dict[str, list[Scene]]:
