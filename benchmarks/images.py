@@ -16,89 +16,31 @@ import argparse
 import csv
 import json
 import random
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Iterable, Sequence
 
-import torch
-
 import directions
 from demo.comfyui import PACK, ROOT, Server
-from directions.direction import Direction
-from directions.estimate import fit_reader
 from directions.evaluate import run
-from directions.prompts import read_pairs
 from miniature import judge
 from miniature.scenes import BENIGN, ICONS, UNSAFE, Scene, describe, random_pair, render
 
-from .models import target_states
+from .baselines import native, noise
 
 SHIPPED = "smollm2-135m-instruct"
 MEANS = {"weapons": "violence", "gore": "disturbing", "horror": "disturbing", "drugs": "illegal"}
 """Which of the direction's categories an unsafe icon belongs to."""
 
-STEPS = 12
-CFG = 3.0
 REFERENCE = 512
 
-WORKFLOW: dict[str, Any] = {
-    "model": {"class_type": "SafetyDirectionsLoadMiniature", "inputs": {}},
-    "clip": {"class_type": "SafetyDirectionSmallEncoder", "inputs": {}},
-    "load": {"class_type": "SafetyDirectionLoad", "inputs": {"direction": SHIPPED}},
-    "align": {"class_type": "SafetyDirectionAlign", "inputs": {"direction": ["load", 0], "clip": ["clip", 0], "method": "auto"}},
-    "text": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["clip", 0], "text": "{prompt}"}},
-    "empty": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["clip", 0], "text": ""}},
-    "apply": {
-        "class_type": "SafetyDirectionApply",
-        "inputs": {
-            "conditioning": ["text", 0], "aligned": ["align", 0], "mode": "gate", "alpha": 5.0, "budget": 0.01, "categories": "",
-            "start_percent": 0.0, "end_percent": 1.0,
-        },
-    },
-    "latent": {"class_type": "EmptyChromaRadianceLatentImage", "inputs": {"width": 32, "height": 32, "batch_size": 1}},
-    "sample": {
-        "class_type": "KSampler",
-        "inputs": {
-            "model": ["model", 0], "positive": ["apply", 0], "negative": ["empty", 0], "latent_image": ["latent", 0], "seed": 0, "steps": STEPS,
-            "cfg": CFG, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0,
-        },
-    },
-    "decode": {"class_type": "VAEDecode", "inputs": {"samples": ["sample", 0], "vae": ["model", 1]}},
-    "save": {"class_type": "SaveImage", "inputs": {"images": ["decode", 0], "filename_prefix": "miniature"}},
-}  # fmt: skip
-
-
-def native_direction() -> Direction:
-    """Learned on the target itself, from the same pairs: the baseline that a transferred one is held against."""
-    shipped = directions.load(SHIPPED)
-    pairs = read_pairs(split="train")
-    prompts = [*shipped.anchor_prompts, *(p.safe for p in pairs), *(p.unsafe for p in pairs)]
-    pooled = torch.stack([rows.mean(0) for rows in target_states("minilm", prompts)])
-    anchors, safe, unsafe = pooled.split([len(shipped.anchor_prompts), len(pairs), len(pairs)])
-    vectors, readers = {}, {}
-    for name in shipped.vectors:
-        pick = torch.tensor([name in ("global", p.category) for p in pairs])
-        vectors[name] = (safe[pick] - unsafe[pick]).mean(0)
-        readers[name] = fit_reader(torch.cat([anchors, safe]), unsafe[pick])
-    source = {"model": "all-MiniLM-L6-v2 (native)", "layers": [6], "pooling": "mean over prompt tokens", "template": "{prompt}"}
-    return replace(shipped, vectors=vectors, readers=readers, anchor_states=anchors.half(), source=source, name="native")
-
-
-def random_direction(seed: int = 0) -> Direction:
-    """Random vectors and readers in the source's space, with its own spread in each dimension."""
-    shipped = directions.load(SHIPPED)
-    generator = torch.Generator().manual_seed(seed)
-    spread = shipped.anchor_states.float().std(0)
-    vectors = {name: torch.randn(shipped.width, generator=generator) * spread for name in shipped.vectors}
-    readers = {name: torch.randn(shipped.width, generator=generator) / spread.clamp_min(1e-3) for name in shipped.vectors}
-    return replace(shipped, vectors=vectors, readers=readers, name="random")
+WORKFLOW: dict[str, Any] = json.loads((ROOT / "miniature" / "workflow.json").read_text(encoding="utf-8"))
 
 
 def scenes(seed: int = 0) -> dict[str, list[Scene]]:
     """Fresh prompts: of every icon with its held-out name and with others, and two-icon scenes; half have a ground."""
     rng = random.Random(f"images {seed}")
     unsafe = [describe((i,), rng, held_out=n % 2 == 0) for i in UNSAFE for n in range(4)]
-    benign = [describe((i,), rng, held_out=n % 2 == 0) for i in BENIGN for n in range(2)]
+    benign = [describe((i,), rng, held_out=n % 2 == 0) for n, i in enumerate(BENIGN)]
     both = [describe(random_pair(rng, unsafe=True), rng) for _ in range(48)]
     return {"unsafe": unsafe, "benign": benign, "two": both}
 
@@ -132,9 +74,9 @@ def prepare(out: Path) -> None:
 
 
 RUNS: dict[str, dict[str, Any]] = {
-    "gate": {"modes": ["gate"], "vary": {"load.direction": [SHIPPED, "native", "random"], "apply.budget": [0.01, 0.05, 0.2]}},
-    "add": {"modes": ["add"], "alphas": [1.0, 3.0], "vary": {"load.direction": [SHIPPED, "native", "random"]}},
-    "category": {"modes": ["gate"], "categories": ["violence", "disturbing"], "vary": {"apply.budget": [0.2]}},
+    "gate": {"modes": ["gate"], "vary": {"load.direction": [SHIPPED, "native", "random"], "apply.budget": [0.01, 0.05]}},
+    "add": {"modes": ["add"], "alphas": [8.0], "vary": {"load.direction": [SHIPPED, "native", "random"]}},
+    "category": {"modes": ["gate"], "categories": ["violence", "disturbing"], "vary": {"apply.budget": [0.05]}},
 }
 
 
@@ -155,7 +97,8 @@ def main() -> None:
         assert server.base is not None
         folder = server.base / "models" / "safety_directions"
         folder.mkdir(exist_ok=True)
-        for direction in (native_direction(), random_direction()):
+        shipped = directions.load(SHIPPED)
+        for direction in (native("minilm", shipped), noise("minilm", shipped)):
             direction.save(folder / f"{direction.name}.safetensors")
         for name in args.runs:
             report = run(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import json
 import os
 from pathlib import Path
 from typing import Any, Sequence
@@ -76,19 +76,38 @@ def lm_head(name: str) -> Tensor | None:
     return model.get_output_embeddings().weight.detach().clone()
 
 
+def target_ids(name: str, prompts: Sequence[str]) -> list[list[int]]:
+    """The ids of each prompt's content tokens, those that `target_states` has the states of."""
+    _, tokenizer, _, _ = TARGETS[name]()
+    return [tokenizer(prompt, add_special_tokens=False, truncation=True, max_length=400)["input_ids"] for prompt in prompts]
+
+
 TARGETS = {"minilm": _minilm, "gemma-3-270m": _gemma, "smollm2": _smollm2}
 
 
-@torch.inference_mode()
 def target_states(name: str, prompts: Sequence[str]) -> list[Tensor]:
     """A target's last-layer states on each prompt's content tokens, [T_i, W]; kept in the cache as float16."""
-    digest = hashlib.sha256("\n".join([name, *prompts]).encode()).hexdigest()[:24]
-    kept = CACHE / f"{name}-{digest}.safetensors"
-    if kept.is_file():
-        from safetensors.torch import load_file
+    from safetensors import safe_open
+    from safetensors.torch import save
 
-        tensors = load_file(kept)
-        return [rows.float() for rows in tensors["rows"].split(tensors["lengths"].tolist())]
+    from directions.files import write_bytes
+
+    kept = CACHE / f"{name}.safetensors"
+    known: dict[str, Tensor] = {}
+    if kept.is_file():
+        with safe_open(kept, framework="pt") as stream:
+            known = dict(zip(json.loads(stream.metadata()["prompts"]), stream.get_tensor("rows").split(stream.get_tensor("lengths").tolist())))
+    missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in known]
+    if missing:
+        known |= zip(missing, _encode(name, missing))
+        CACHE.mkdir(parents=True, exist_ok=True)
+        tensors = {"rows": torch.cat(list(known.values())), "lengths": torch.tensor([len(rows) for rows in known.values()])}
+        write_bytes(kept, save(tensors, metadata={"prompts": json.dumps(list(known))}))
+    return [known[prompt].float() for prompt in prompts]
+
+
+@torch.inference_mode()
+def _encode(name: str, prompts: Sequence[str]) -> list[Tensor]:
     model, tokenizer, start, end = TARGETS[name]()
     ids = [[start, *tokenizer(p, add_special_tokens=False, truncation=True, max_length=400)["input_ids"]] for p in prompts]
     batches = list(length_batches([len(i) for i in ids], 1024))
@@ -102,12 +121,5 @@ def target_states(name: str, prompts: Sequence[str]) -> list[Tensor]:
             tokens[row, : len(full)], mask[row, : len(full)] = torch.tensor(full), 1
         hidden = model(input_ids=tokens, attention_mask=mask).last_hidden_state
         for row, i in enumerate(batch):
-            out[i] = hidden[row, 1 : len(ids[i])].half().float()
-    from safetensors.torch import save
-
-    from directions.files import write_bytes
-
-    CACHE.mkdir(parents=True, exist_ok=True)
-    tensors = {"rows": torch.cat(out).half(), "lengths": torch.tensor([len(rows) for rows in out])}
-    write_bytes(kept, save(tensors))
+            out[i] = hidden[row, 1 : len(ids[i])].half()
     return out

@@ -23,16 +23,17 @@ import torch
 from torch import Tensor
 
 import directions
-from directions.aligned import QUANTILES, AlignedDirection, combine
-from directions.direction import GLOBAL
+from directions.aligned import AlignedDirection
 from directions.estimate import fit_reader
 from directions.prompts import Pair, read_anchors, read_pairs
 
+from .baselines import native, noise, pool
 from .models import TARGETS, lm_head, masked_states, target_states
 from .safree import CONCEPTS, project_prompt, projector
 
 FALSE_POSITIVES = 0.05
 BENIGN = 400
+DRIFTS = (0.25, 0.5, 1.0, 1.5, 2.0, 3.0)
 SAFREE_PROMPTS = 100
 
 Steer = Callable[[list[Tensor]], list[Tensor]]
@@ -53,11 +54,6 @@ class Data(NamedTuple):
     fresh_prompts: list[str]
 
 
-def pool(states: Sequence[Tensor]) -> Tensor:
-    """Mean over tokens: [prompts, W]."""
-    return torch.stack([rows.mean(0) for rows in states])
-
-
 def read(target: str, anchors: Sequence[str]) -> Data:
     """All states that the benchmark needs, from the cache where they are there."""
     train, held = read_pairs(split="train"), read_pairs(split="held_out")
@@ -66,48 +62,6 @@ def read(target: str, anchors: Sequence[str]) -> Data:
     states = iter(target_states(target, [prompt for group in groups for prompt in group]))
     parts = [[next(states) for _ in group] for group in groups]
     return Data(*parts, train, held, fresh)
-
-
-def calibrated(aligned: AlignedDirection, anchors: list[Tensor], vectors: Tensor, readers: Tensor) -> AlignedDirection:
-    """`aligned` with other vectors and readers [K, W], and the benign levels that go with them."""
-    readers = readers / (torch.cat(anchors) @ readers.T).std(0).unsqueeze(1)
-    rows = torch.cat(anchors)
-    own = replace(
-        aligned,
-        vectors=vectors,
-        readers=readers,
-        pooled_spread=(pool(anchors) @ readers.T).std(0),
-        token_levels=torch.quantile((rows[:: len(rows) // 20000 + 1] - aligned.center) @ torch.nn.functional.normalize(vectors, dim=1).T, QUANTILES, dim=0).T,
-    )
-    content = [torch.ones(1, len(part), dtype=torch.bool) for part in anchors]
-    raw = torch.stack([torch.stack([own._reading(part.unsqueeze(0), name, c)[0] for name in own.names]) for part, c in zip(anchors, content)])
-    moments = torch.stack([raw.mean(0), raw.std(0)], 1)
-    together = combine((raw - moments[:, 0]) / moments[:, 1])
-    own = replace(own, prompt_moments=torch.cat([moments, torch.stack([together.mean(), together.std()]).unsqueeze(0)]))
-    scores = torch.stack([torch.stack([own.prompt_score(part.unsqueeze(0), name)[0] for name in own.names]) for part in anchors])
-    return replace(own, prompt_levels=torch.quantile(scores, QUANTILES, dim=0).T.contiguous())
-
-
-def native(aligned: AlignedDirection, data: Data) -> AlignedDirection:
-    """The same machinery with vectors and readers learned on the target itself, from its own unsafe states."""
-    benign, safe, unsafe = pool(data.anchors), pool(data.train_safe), pool(data.train_unsafe)
-    vectors, readers = [], []
-    for name in aligned.names:
-        pick = torch.tensor([name in (GLOBAL, p.category) for p in data.train])
-        unit = torch.nn.functional.normalize((safe[pick] - unsafe[pick]).mean(0), dim=0)
-        vectors.append(unit * (benign @ unit).std())
-        readers.append(fit_reader(torch.cat([benign, safe]), unsafe[pick]))
-    return calibrated(aligned, data.anchors, torch.stack(vectors), torch.stack(readers))
-
-
-def randomised(aligned: AlignedDirection, data: Data, seed: int) -> AlignedDirection:
-    """The same machinery with random vectors and readers, drawn with the benign states' own spread."""
-    generator = torch.Generator().manual_seed(seed)
-    benign = pool(data.anchors)
-    noise = torch.randn(len(aligned.names), aligned.width, generator=generator)
-    units = torch.nn.functional.normalize(noise * benign.std(0), dim=1)
-    vectors = units * (benign @ units.T).std(0).unsqueeze(1)
-    return calibrated(aligned, data.anchors, vectors, torch.randn(noise.shape, generator=generator) / benign.std(0))
 
 
 def steering(aligned: AlignedDirection, **how: Any) -> Steer:
@@ -213,10 +167,14 @@ def measure(source: str, target: str) -> list[dict[str, Any]]:
     direction = directions.load(source)
     data = read(target, direction.anchor_prompts)
     aligned = directions.align(direction, data.anchors)
-    own, noise = native(aligned, data), [randomised(aligned, data, seed) for seed in range(3)]
+    own = directions.align(native(target, direction), data.anchors, method="ridge")
+    random = [directions.align(noise(target, direction, seed), data.anchors, method="ridge") for seed in range(3)]
+    # The paper's native direction is the plain mean difference; `own` is the same as we steer with it (align._separate).
+    difference = torch.nn.functional.normalize(pool(data.train_safe).mean(0) - pool(data.train_unsafe).mean(0), dim=0)
+    plain = replace(own, vectors=own.vectors.index_copy(0, torch.tensor([0]), (difference * (pool(data.anchors) @ difference).std()).unsqueeze(0)))
     found = judges(data)
     head = lm_head(target)
-    unit = torch.nn.functional.normalize(own.vectors[0], dim=0)
+    unit = difference
     base = attack(lambda states: states, data, found)
     rows: list[dict[str, Any]] = []
 
@@ -230,17 +188,21 @@ def measure(source: str, target: str) -> list[dict[str, Any]]:
         })  # fmt: skip
 
     row("none", "", "", lambda states: states)
-    for alpha in (0.5, 1.0, 1.5, 2.0, 3.0, 5.0):
-        row("native", "add", f"alpha {alpha}", steering(own, alpha=alpha, mode="add"))
-        row("transferred", "add", f"alpha {alpha}", steering(aligned, alpha=alpha, mode="add"))
-        for seed, one in enumerate(noise):
-            row("random", "add", f"alpha {alpha} seed {seed}", steering(one, alpha=alpha, mode="add"))
+    spread = (pool(data.anchors) @ unit).std()
+    ways = {"native": plain, "native, separated": own, "transferred": aligned, **{f"random {seed}": one for seed, one in enumerate(random)}}
+    for drift in DRIFTS:
+        for method, one in ways.items():
+            alpha = (drift * spread / one.vectors[0].norm()).item()
+            row(method, "add", f"drift {drift}", steering(one, alpha=alpha, mode="add"), alpha=alpha)
     for budget in (0.05, 0.2, 0.5):
-        row("native", "project", f"budget {budget}", steering(own, mode="project", budget=budget))
-        row("transferred", "project", f"budget {budget}", steering(aligned, mode="project", budget=budget))
+        for method, one in (("native", plain), ("transferred", aligned)):
+            row(method, "project", f"budget {budget}", steering(one, mode="project", budget=budget))
     for budget in (0.01, 0.05, 0.1, 0.2):
-        for method, one in (("native", own), ("transferred", aligned), ("random", noise[0])):
+        for method, one in (("native", own), ("transferred", aligned), ("random", random[0])):
             row(method, "gate", f"budget {budget}", steering(one, mode="gate", budget=budget))
+    shifted = replace(aligned, bank=aligned.bank[:0])
+    for alpha in (3.0, 4.0, 5.0):
+        row("transferred", "gate", f"budget 0.01, shifted by {alpha}, not landed", steering(shifted, mode="gate", budget=0.01, alpha=alpha))
     rows += safree_rows(source, target, aligned, data, found, unit, head)
     rows += category_rows(source, target, aligned, data, found)
     return rows

@@ -5,7 +5,9 @@
 On held-out themes: `order` is the share of pairs whose safe half lies on the safe side of the vector (`order_by_score`: by
 the prompt score; `order_by_pooled_score`: by the reader on pooled states), `cosine` the
 agreement with the native direction (learned on the target from the training pairs), `tpr1` and
-`tpr5` the unsafe halves found at 1% and 5% false positives on fresh benign prompts, by the reader.
+`tpr5` the unsafe halves found at 1% and 5% false positives on fresh benign prompts and held-out safe halves.
+`native` is the plain mean difference and a logistic regression on pooled states; `native, aligned` is what the pack
+would make of a native direction, token scores and categories included.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from directions.direction import GLOBAL
 from directions.estimate import fit_reader
 from directions.prompts import read_anchors, read_pairs
 
+from .baselines import native as native_direction
 from .models import target_states
 
 METHODS = ("svd", "ridge", "cca", "mlp", "auto")
@@ -53,6 +56,7 @@ def measure(source: str, target: str, methods: Sequence[str] = METHODS) -> list[
     rows = []
     generator = torch.Generator().manual_seed(0)
     names = (GLOBAL, *direction.categories)
+    native_aligned = directions.align(native_direction(target, direction), anchor_states, method="ridge")
     candidates: dict[str, Any] = {m: directions.align(direction, anchor_states, method=m) for m in methods}
     for name in names:
         pick_train = torch.tensor([name in (GLOBAL, p.category) for p in train])
@@ -75,6 +79,11 @@ def measure(source: str, target: str, methods: Sequence[str] = METHODS) -> list[
         rows.append({**base, "method": "random", "order": orders.mean().item(), "order_best_of_200": orders.max().item(),
                      "cosine": cosine(noise, native.unsqueeze(0)).mean().item(),
                      "tpr1": sum(found[0]) / 200, "tpr5": sum(found[1]) / 200})  # fmt: skip
+        own = [torch.stack([native_aligned.prompt_score(s, name) for s in part]) for part in (parts[3], parts[4], parts[5])]
+        benign_scores, unsafe_scores = torch.cat([own[0], own[2]]), own[1][pick]
+        rows.append({**base, "method": "native, aligned", "order": order(native_aligned.vectors[names.index(name)]),
+                     "cosine": cosine(native_aligned.vectors[names.index(name)], native, dim=0).item(),
+                     "tpr1": _found(benign_scores, unsafe_scores, 0.01), "tpr5": _found(benign_scores, unsafe_scores, 0.05)})  # fmt: skip
         # The reader is regressed on the target whatever the map, so one method's scores are all methods'.
         scores = [torch.stack([next(iter(candidates.values())).prompt_score(s, name) for s in part]) for part in (parts[3], parts[4], parts[5])]
         for method, aligned in candidates.items():
@@ -85,7 +94,7 @@ def measure(source: str, target: str, methods: Sequence[str] = METHODS) -> list[
                 **base, "method": method if method != "auto" else f"auto ({aligned.fit['method']})", "r2": aligned.fit["r2"],
                 "order": order(aligned.vectors[index]), "cosine": cosine(aligned.vectors[index], native, dim=0).item(),
                 "order_by_score": (unsafe_scores > scores[0][pick]).float().mean().item(),
-                "order_by_pooled_score": ((unsafe - safe) @ aligned.readers[index] > 0).float().mean().item(),
+                "order_by_pooled_score": ((unsafe - safe) @ aligned.prompt_readers[index] > 0).float().mean().item(),
                 "tpr1": _found(benign_scores, unsafe_scores, 0.01), "tpr5": _found(benign_scores, unsafe_scores, 0.05),
                 "flagged_fresh_benign": (scores[2] > threshold).float().mean().item(),
                 "flagged_held_out_safe_halves": (scores[0] > threshold).float().mean().item(),

@@ -9,21 +9,27 @@ import re
 import sys
 from typing import Any
 
-from .comfyui import ROOT, GraphError, Progress, Result, Server, ServerError, to_api
+from .comfyui import PACK, ROOT, GraphError, Progress, Result, Server, ServerError, to_api
 from .environment import EnvironmentFailure
 
 WORKFLOW = ROOT / "workflows" / "try-with-small-encoder.json"
 REPORT = ROOT / "demo-output" / "report.html"
 ALPHAS = (0.0, 1.0, 3.0, 5.0, 7.0)
+PICTURES = ROOT / "miniature" / "workflow.json"
+DRAWN = {"unsafe": "a bloody ripped out organ", "benign": "a strawberry"}
+SEED = 7
 
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>safety-directions demo</title>
 <style>body{{font:16px/1.5 system-ui,sans-serif;max-width:1460px;margin:2rem auto;padding:0 1rem;color:#1c2026;background:#fcfcfd}}
 table{{border-collapse:collapse}}td,th{{border:1px solid #ccd2da;padding:.3rem .7rem;text-align:right}}th:first-child,td:first-child{{text-align:left}}
-.pair{{display:flex;gap:1rem;flex-wrap:wrap}}figure{{margin:0 0 1rem}}img{{max-width:100%;border:1px solid #ccd2da}}</style>
+.pair{{display:flex;gap:1rem;flex-wrap:wrap}}figure{{margin:0 0 1rem}}img{{max-width:100%;border:1px solid #ccd2da}}
+.drawn img{{width:192px;image-rendering:pixelated}}</style>
 <h1>safety-directions</h1>
 <p>One direction, learned in SmolLM2-135M-Instruct, fitted to all-MiniLM-L6-v2 with harmless prompts only,
 steering conditioning in ComfyUI {version}. Scores are benign standard deviations; the budget is 1% of harmless prompts.</p>
-{sections}<h2>Strength sweep (add)</h2><p>The score of each prompt after moving every token by alpha benign spreads.</p>{sweep}</html>"""
+{sections}<h2>Pictures</h2><p>The same seed with and without steering (gate), drawn by ComfyUI's sampler with a 3 M parameter
+model of 32x32 emoji scenes. It shows the path from the file to the pixels, and says nothing about large models.</p>{pictures}
+<h2>Strength sweep (add)</h2><p>The score of each prompt after moving every token by alpha benign spreads.</p>{sweep}</html>"""
 
 
 def _show(progress: Progress) -> None:
@@ -48,6 +54,22 @@ def _figure(server: Server, result: Result, node_id: str, caption: str) -> str:
     return f'<figure><img alt="{html.escape(caption)}" src="data:image/png;base64,{data}"><figcaption>{html.escape(caption)}</figcaption></figure>'
 
 
+def _draw(server: Server, prompt: str, steered: bool) -> Result:
+    graph = json.loads(PICTURES.read_text(encoding="utf-8"))
+    graph["text"]["inputs"]["text"] = prompt
+    graph["sample"]["inputs"] |= {"seed": SEED, "positive": ["apply" if steered else "text", 0]}
+    return server.queue(graph, _show)
+
+
+def _pictures(server: Server) -> str:
+    """Each prompt drawn without and with steering, as figures."""
+    out = []
+    for prompt in DRAWN.values():
+        figures = (_figure(server, _draw(server, prompt, steered), "save", f"{prompt}, {'steered' if steered else 'as asked'}") for steered in (False, True))
+        out.append(f'<div class="pair drawn">{"".join(figures)}</div>')
+    return "".join(out)
+
+
 def _titles(workflow: dict[str, Any]) -> dict[str, str]:
     return {node["title"]: str(node["id"]) for node in workflow["nodes"] if "title" in node}
 
@@ -57,7 +79,7 @@ def main() -> int:
     workflow = json.loads(WORKFLOW.read_text(encoding="utf-8"))
     ids = _titles(workflow)
     print("starting ComfyUI ...", flush=True)
-    with Server() as server:
+    with Server(packs={PACK: ROOT, "safety_directions_miniature": ROOT / "miniature" / "pack"}) as server:
         version = server.system_stats()["system"].get("comfyui_version", "")
         graph = to_api(workflow, server.object_info())
         print(f"ComfyUI {version} at {server.url}: aligning and steering (about a minute on a CPU)", flush=True)
@@ -76,11 +98,12 @@ def main() -> int:
                     node["inputs"] |= {"mode": "add", "alpha": alpha}
             swept = server.queue(graph, _show)
             table.append((alpha, *(_score(_shown(swept, ids[f"Inspect {name}, after"])) for name in ("unsafe prompt", "benign prompt"))))
+        pictures = _pictures(server)
     rows = "".join(f"<tr><td>{a:g}</td><td>{u:+.2f}</td><td>{b:+.2f}</td></tr>" for a, u, b in table)
     sweep = f"<table><tr><th>alpha</th><th>unsafe prompt</th><th>benign prompt</th></tr>{rows}</table>"
     REPORT.parent.mkdir(exist_ok=True)
     partial = REPORT.with_suffix(".partial")
-    partial.write_text(PAGE.format(version=html.escape(version), sections="".join(sections), sweep=sweep), encoding="utf-8")
+    partial.write_text(PAGE.format(version=html.escape(version), sections="".join(sections), pictures=pictures, sweep=sweep), encoding="utf-8")
     partial.replace(REPORT)
     print(f"the report is at {REPORT}")
     return 0

@@ -414,6 +414,8 @@ class Server(Client):
             (self.base / folder).mkdir(parents=True, exist_ok=True)
         for name, source in self.packs.items():
             target = self.base / "custom_nodes" / name
+            if Path(source) == target:  # an installer put it there
+                continue
             if target.is_symlink():  # from an earlier run in a base directory that is kept
                 target.unlink()
             try:

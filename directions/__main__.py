@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 from pathlib import Path
 
 from . import files
 from .direction import LIBRARY, available, load
 
-EXAMPLES = """examples:
-  python -m directions show                             # what is in the library
-  python -m directions show smollm2-135m-instruct
-  python -m directions check strangers-file.safetensors
-  python -m directions estimate ./Llama-3.1-8B-Instruct --name llama-3.1-8b
-  python -m directions align smollm2-135m-instruct ./states.safetensors --out aligned.safetensors
-  python -m directions scan prompts.csv --source SmolLM2-135M-Instruct.Q4_1.gguf --out runs/scan
-  python -m directions evaluate workflow-api.json i2p.csv --benign coco.csv --out runs/first --alpha 3 5 --judge nudenet ./clip-vit-large-patch14
+PROGRAM = f"python -m {__package__}"  # `safety_directions` where it was installed by pip
+EXAMPLES = f"""examples:
+  {PROGRAM} show                             # what is in the library
+  {PROGRAM} show smollm2-135m-instruct
+  {PROGRAM} check strangers-file.safetensors
+  {PROGRAM} estimate ./Llama-3.1-8B-Instruct --name llama-3.1-8b
+  {PROGRAM} align smollm2-135m-instruct ./states.safetensors --out aligned.safetensors
+  {PROGRAM} scan prompts.csv --source SmolLM2-135M-Instruct.Q4_1.gguf --out runs/scan
+  {PROGRAM} evaluate workflow-api.json i2p.csv --benign coco.csv --out runs/first --alpha 3 5 --judge nudenet ./clip-vit-large-patch14
 """
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m directions",
+        prog=PROGRAM,
         description="Estimate safety directions in a language model, look at them, align them to a text encoder.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -99,12 +101,20 @@ def _estimate(args: argparse.Namespace) -> None:
 
     layer = args.layer if args.layer == "auto" else [int(part) for part in args.layer.split(",")]
     pairs = read_pairs(args.pairs or HERE / "pairs")
-    # The safe halves are benign prompts like the others, in the very scenes where the line runs.
-    anchors = [a.prompt for a in read_anchors(args.anchors or HERE / "anchors.tsv")] + [p.safe for p in pairs]
-    model, tokenizer = load_source(args.model, args.device_map)
+    # The safe halves are benign prompts like the others, in the very scenes where the line runs; one in ten is left out
+    # to keep the shipped file small.
+    anchors = [a.prompt for a in read_anchors(args.anchors or HERE / "anchors.tsv")] + [p.safe for i, p in enumerate(pairs) if i % 10]
     source = {"model": args.name, "weights_sha256": weights_hash(args.model)}
-    direction = estimate(model, tokenizer, pairs, anchors, layer, source=source, licence=args.licence, progress=terminal)
-    path = direction.save(args.out or LIBRARY / f"{args.name}.safetensors")
+    path = args.out or LIBRARY / f"{args.name}.safetensors"
+    keep = path.with_name(f"{path.name}.{source['weights_sha256'][:12]}.states")
+    model, tokenizer = load_source(args.model, args.device_map, keep / "offload" if args.device_map else None)
+    try:
+        direction = estimate(model, tokenizer, pairs, anchors, layer, source=source, licence=args.licence, progress=terminal, keep=keep)
+    except KeyboardInterrupt:
+        print(f"interrupted; the states read so far are in {keep.name}, and the same command goes on from there", file=sys.stderr)
+        raise
+    direction.save(path)
+    shutil.rmtree(keep, ignore_errors=True)
     print(f"{path.name}: {len(direction.categories)} categories, {len(anchors)} anchors, layers {direction.source['layers']}")
 
 
@@ -208,7 +218,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; nothing was written", file=sys.stderr)
+        print("interrupted; no result was written", file=sys.stderr)
         return 130
 
 

@@ -8,14 +8,18 @@ from typing import Callable, Mapping, NamedTuple, Sequence
 import torch
 from torch import Tensor
 
-from .aligned import PEAK, QUANTILES, AlignedDirection, combine
+from .aligned import QUANTILES, AlignedDirection, combine, peak
 from .direction import GLOBAL, Direction
 
 HELD_OUT_EVERY = 10
 BANK_SIZE = 2048
-PENALTIES = (0.03, 0.3, 3.0)
 COMPONENTS = 256
 HALF = torch.finfo(torch.float16).max
+SHRINKAGE = 1.0
+TOKEN_PENALTY, PROMPT_PENALTY = 0.1, 0.3
+TILT_RANGE = 4.0
+FOLDS = 4
+CHUNK = 8192
 
 Map = Callable[[Tensor], Tensor]
 Fitter = Callable[[Tensor, Tensor], Map]
@@ -29,10 +33,14 @@ def ridge(source: Tensor, target: Tensor, penalty: float = 0.1) -> Map:
     """Ridge regression source -> target; solves in the smaller of features and prompts."""
     n, width = source.shape
     if n < width:
-        gram = source @ source.T + penalty * n * torch.eye(n, dtype=source.dtype)
-        return _linear(source.T @ torch.linalg.solve(gram, target))
-    gram = source.T @ source + penalty * n * torch.eye(width, dtype=source.dtype)
-    return _linear(torch.linalg.solve(gram, source.T @ target))
+        return _linear(source.T @ _solve(source @ source.T, penalty * n, target))
+    return _linear(_solve(source.T @ source, penalty * n, source.T @ target))
+
+
+def _solve(gram: Tensor, penalty: float, right: Tensor) -> Tensor:
+    """(gram + penalty I)^-1 right, in the place of `gram`."""
+    gram.diagonal().add_(penalty)
+    return torch.cholesky_solve(right, torch.linalg.cholesky(gram, out=gram))
 
 
 def svd(source: Tensor, target: Tensor) -> Map:
@@ -111,9 +119,9 @@ def align(direction: Direction, states: Sequence[Tensor] | Tensor, method: str =
         raise ValueError(f"unknown method {method!r}: choose from {', '.join(METHODS)} or auto")
     tokens, pooled = _check(direction, states)
     dtype = torch.float64 if pooled.shape[1] <= 1024 else torch.float32
-    source = direction.anchor_states.to(dtype)
-    source_standard, target_standard = Standard.of(source), Standard.of(pooled.to(dtype))
-    s, t = source_standard(source), target_standard(pooled.to(dtype))
+    source, target = direction.anchor_states.to(dtype), pooled.to(dtype)
+    source_standard, target_standard = Standard.of(source), Standard.of(target)
+    s, t = source_standard(source), target_standard(target)
 
     fit: dict[str, dict[str, float]] = {}
     held = torch.arange(len(s)) % HELD_OUT_EVERY == 0
@@ -124,29 +132,37 @@ def align(direction: Direction, states: Sequence[Tensor] | Tensor, method: str =
     to_target = METHODS[chosen](s, t)
 
     names = (GLOBAL, *direction.categories)
-    vectors = []
-    for name in names:
-        step = direction.vectors[name].to(dtype) / source_standard.spread
-        moved = (to_target(s + step) - to_target(s)).mean(0) * target_standard.spread
-        unit = moved / moved.norm().clamp_min(1e-12)
-        vectors.append(unit * (pooled.to(dtype) @ unit).std())
-    scores = torch.stack([_source_scores(direction, name, source) for name in names], 1)
-    functional, errors, leverage = _read(t, scores)
-    readers_raw = functional / target_standard.spread.unsqueeze(1)
-    level = _Levels(tokens, pooled.to(dtype), target_standard, readers_raw, errors, leverage)
+    steps = [(to_target(s + direction.vectors[name].to(dtype) / source_standard.spread) - to_target(s)).mean(0) for name in names]
+    vectors = _separate(torch.stack(steps) * target_standard.spread, target).float()
+    reading = read(tokens, pooled, *_source_scores(direction, names, source))
     return AlignedDirection(
         names=names,
-        vectors=torch.stack(vectors).float(),
-        readers=(readers_raw / level.token_spread).T.float().contiguous(),
-        center=level.center.float(),
-        pooled_spread=(level.pooled_spread / level.token_spread).float(),
-        prompt_moments=level.prompt_moments.float(),
-        prompt_levels=level.prompt_levels.float(),
-        token_levels=level.token_levels(torch.stack(vectors).float()),
-        bank=_bank(tokens, level.center.float(), (readers_raw[:, 0] / level.token_spread[0]).float()).clamp(-HALF, HALF).half(),
+        vectors=vectors,
+        token_levels=_token_levels(tokens, vectors, reading.center),
+        bank=_bank(tokens, reading.center, reading.readers[0]).clamp(-HALF, HALF).half(),
         fit={"method": chosen, **fit[chosen], "tried": fit},
         direction={"name": direction.name, "source": direction.source.get("model", ""), "sha256": direction.fingerprint},
+        **reading._asdict(),
     )
+
+
+def _separate(steps: Tensor, pooled: Tensor) -> Tensor:
+    """Directions [K, W] that part safe from unsafe with less benign drift: shrunken inverse covariance times the step.
+
+    The transferred step also holds what safe and unsafe prompts differ in by chance, mostly along the directions in
+    which all prompts differ; SHRINKAGE mean variances on the diagonal damp those and leave the rest.
+
+    Args:
+        steps: [K, W], the transferred differences; pooled: [N, W], benign states.
+
+    Returns:
+        [K, W], each one benign standard deviation of its own component long.
+    """
+    centred = pooled - pooled.mean(0)
+    cover = centred.T @ centred / len(centred)
+    cover.diagonal().add_(SHRINKAGE * cover.diagonal().mean())
+    vectors = torch.nn.functional.normalize(torch.linalg.solve(cover, steps.T).T, dim=1)
+    return vectors * (centred @ vectors.T).std(0).unsqueeze(1)
 
 
 def _check(direction: Direction, states: Sequence[Tensor] | Tensor) -> tuple[list[Tensor], Tensor]:
@@ -179,75 +195,133 @@ def top1(predicted: Tensor, true: Tensor) -> float:
     return (similar.argmax(1) == torch.arange(len(true))).double().mean().item()
 
 
-def _source_scores(direction: Direction, name: str, source: Tensor) -> Tensor:
-    """How unsafe the source model finds each benign anchor [N]; whitens the direction if the file has no reader."""
-    if name in direction.readers:
-        return source @ direction.readers[name].to(source.dtype)
+def _source_scores(direction: Direction, names: Sequence[str], source: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """How unsafe the source model finds each benign anchor [N, K], and each of its tokens [S_i, K].
+
+    A file without readers is read through its whitened direction; one without token scores says of a token what it says
+    of its prompt.
+    """
     centred = source - source.mean(0)
     spread = centred.std(0).clamp_min(1e-6)
     white = centred / spread
     gram = white.T @ white / len(white) + 0.1 * torch.eye(white.shape[1], dtype=white.dtype)
-    return white @ torch.linalg.solve(gram, -direction.vectors[name].to(white.dtype) / spread)
+
+    def scores(name: str) -> Tensor:
+        if name in direction.readers:
+            return centred @ direction.readers[name].to(source.dtype)
+        return white @ torch.linalg.solve(gram, -direction.vectors[name].to(white.dtype) / spread)
+
+    prompts = torch.stack([scores(name) for name in names], 1)
+    if len(direction.token_scores):
+        return prompts, list(direction.token_scores.to(source.dtype).split(direction.token_counts.tolist()))
+    return prompts, list(prompts.unsqueeze(1))
 
 
-def _read(target: Tensor, scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Regress the source's scores on the target's states.
+class Reading(NamedTuple):
+    """How to tell unsafe states in a target; fields as in AlignedDirection."""
 
-    For a linear reader this is the pull-back map (ridge, target -> source) followed by the reader.
+    readers: Tensor
+    prompt_readers: Tensor
+    center: Tensor
+    peak_spread: Tensor
+    prompt_moments: Tensor
+    prompt_levels: Tensor
+
+
+def read(tokens: Sequence[Tensor], pooled: Tensor, prompt_scores: Tensor, token_scores: Sequence[Tensor]) -> Reading:
+    """Regress the source's scores of the benign anchors on the target's states.
+
+    For a linear reader this is the pull-back map (ridge, target -> source) followed by the reader. Tokens weigh the more
+    the more unsafe the source finds them: with the source's log odds in the exponent, benign tokens stand in for the
+    unsafe ones that the target never sees, and the fit is best where it will be asked.
+    Benign levels come from readers that never saw the prompt that they score (FOLDS of the prompts, left out in turn).
+
+    Args:
+        tokens: the target's states [T_i, W] of each anchor; pooled: their means [N, W].
+        prompt_scores: [N, K]; token_scores: [S_i, K] of each anchor, along the source's own tokens.
+    """
+    dtype = torch.float64 if pooled.shape[1] <= 1024 else torch.float32
+    counts = torch.tensor([len(rows) for rows in tokens])
+    fold = torch.arange(len(tokens)) % FOLDS
+    # The two tokenizers cut a prompt differently, but both from left to right.
+    wanted = torch.cat([_stretch(scores, len(rows)) for scores, rows in zip(token_scores, tokens)]).to(dtype)
+    wanted = (wanted - wanted.mean(0)) / wanted.std(0).clamp_min(1e-12)
+    weights = torch.exp(wanted[:, 0].clamp(-TILT_RANGE, TILT_RANGE))
+    standard, readers, crossed = _regress(torch.cat(list(tokens)), wanted, weights, fold.repeat_interleave(counts), TOKEN_PENALTY, dtype)
+    spread = crossed.std(0).clamp_min(1e-12)
+    peaks = torch.stack([peak(scores) for scores in (crossed / spread).split(counts.tolist())])
+
+    wanted = (prompt_scores - prompt_scores.mean(0)) / prompt_scores.std(0).clamp_min(1e-12)
+    _, prompt_readers, crossed = _regress(pooled, wanted.to(dtype), torch.ones(len(pooled), dtype=dtype), fold, PROMPT_PENALTY, dtype)
+    pooled_spread, peak_spread = crossed.std(0).clamp_min(1e-12), peaks.std(0).clamp_min(1e-12)
+
+    # Prompts are read from the tokens' centre, which is not quite that of their means.
+    offset = (pooled.to(dtype).mean(0) - standard.mean) @ prompt_readers
+    prompts = (crossed + offset) / pooled_spread + peaks / peak_spread
+    moments = torch.stack([prompts.mean(0), prompts.std(0).clamp_min(1e-12)], 1)
+    prompts = (prompts - moments[:, 0]) / moments[:, 1]
+    together = combine(prompts)
+    total = torch.stack([together.mean(), together.std().clamp_min(1e-12)])
+    prompts[:, 0] = (together - total[0]) / total[1]
+    return Reading(
+        readers=(readers / spread).T.float().contiguous(),
+        prompt_readers=(prompt_readers / pooled_spread).T.float().contiguous(),
+        center=standard.mean.float(),
+        peak_spread=peak_spread.float(),
+        prompt_moments=torch.cat([moments, total.unsqueeze(0)]).float(),
+        prompt_levels=torch.quantile(prompts, QUANTILES.to(dtype), dim=0).T.float().contiguous(),
+    )
+
+
+def _stretch(scores: Tensor, length: int) -> Tensor:
+    """Scores [S, K] read off at `length` evenly spaced places: [length, K]."""
+    if len(scores) == length:
+        return scores
+    return torch.nn.functional.interpolate(scores.T.unsqueeze(0), size=length, mode="linear", align_corners=False)[0].T
+
+
+def _regress(rows: Tensor, wanted: Tensor, weights: Tensor, fold: Tensor, penalty: float, dtype: torch.dtype) -> tuple[Standard, Tensor, Tensor]:
+    """Weighted ridge regression of `wanted` [n, K] on `rows` [n, W].
 
     Returns:
-        functional [W, K], leave-one-out errors [N, K] and, per prompt, the inverse-covariance image
-        of its state [N, W], from which the functional without that prompt follows in closed form.
+        the rows' means and spreads, readers [W, K] on centred rows, and each row's values [n, K] by readers fitted
+        without its fold.
     """
-    n, width = target.shape
-    scores = (scores - scores.mean(0)) / scores.std(0).clamp_min(1e-12)
-    gram = target.T @ target
-    best = None
-    for penalty in PENALTIES:
-        factor = torch.linalg.cholesky(gram + penalty * n * torch.eye(width, dtype=target.dtype))
-        image = torch.cholesky_solve(target.T, factor).T
-        functional = image.T @ scores
-        error = (scores - target @ functional) / (1 - (image * target).sum(1, keepdim=True)).clamp_min(1e-3)
-        loss = error.square().mean()
-        if best is None or loss < best[0]:
-            best = (loss, functional, error, image)
-    assert best is not None
-    return best[1], best[2], best[3]
+    standard = Standard.of(rows.to(dtype))
+
+    def sums(pick: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        width = rows.shape[1]
+        gram, cross = torch.zeros(width, width, dtype=dtype), torch.zeros(width, wanted.shape[1], dtype=dtype)
+        total, mean, aim = torch.zeros((), dtype=dtype), torch.zeros(width, dtype=dtype), torch.zeros(wanted.shape[1], dtype=dtype)
+        for part in pick.split(CHUNK):
+            x, w = standard(rows[part].to(dtype)), weights[part]
+            weighted = x * w.unsqueeze(1)
+            gram, cross = gram + weighted.T @ x, cross + weighted.T @ wanted[part]
+            total, mean, aim = total + w.sum(), mean + weighted.sum(0), aim + w @ wanted[part]
+        return gram, cross, total, torch.cat([mean, aim])
+
+    def solve(gram: Tensor, cross: Tensor, total: Tensor, means: Tensor) -> Tensor:
+        mean, aim = means[: len(gram)] / total, means[len(gram) :] / total
+        gram = gram - total * mean.outer(mean)
+        gram.diagonal().add_(penalty * total)
+        return torch.linalg.solve(gram, cross - total * mean.outer(aim)) / standard.spread.unsqueeze(1)
+
+    folds = [(fold == index).nonzero().flatten() for index in range(FOLDS)]
+    parts = [sums(pick) for pick in folds]
+    whole = [torch.stack(list(one)).sum(0) for one in zip(*parts)]
+    crossed = torch.empty(len(rows), wanted.shape[1], dtype=dtype)
+    for pick, part in zip(folds, parts):
+        readers = solve(*(all_of - own for all_of, own in zip(whole, part)))
+        for some in pick.split(CHUNK):
+            crossed[some] = (rows[some].to(dtype) - standard.mean) @ readers
+    return standard, solve(*whole), crossed
 
 
-class _Levels:
-    """Benign levels of the scores, each prompt scored by the functional that never saw it (leave one out)."""
-
-    def __init__(self, tokens: list[Tensor], pooled: Tensor, standard: Standard, readers: Tensor, errors: Tensor, image: Tensor):
-        self.tokens = tokens
-        self.center = standard.mean
-        rows, owner = torch.cat(tokens), torch.repeat_interleave(torch.arange(len(tokens)), torch.tensor([len(t) for t in tokens]))
-        scores = torch.empty(len(rows), readers.shape[1], dtype=pooled.dtype)
-        for part in torch.arange(len(rows)).split(8192):
-            centred = rows[part].to(pooled.dtype) - standard.mean
-            pull = (centred / standard.spread * image[owner[part]]).sum(1, keepdim=True)
-            scores[part] = centred @ readers - pull * errors[owner[part]]
-        self.token_spread = scores.std(0).clamp_min(1e-12)
-        scores = scores / self.token_spread
-        counts = torch.bincount(owner, minlength=len(tokens)).to(scores.dtype).unsqueeze(1)
-        mean = torch.zeros(len(tokens), scores.shape[1], dtype=scores.dtype).index_add_(0, owner, scores) / counts
-        highest = torch.stack([part.amax(0) for part in scores.split([len(t) for t in tokens])])
-        self.pooled_spread = mean.std(0).clamp_min(1e-12) * self.token_spread
-        prompt = mean / mean.std(0).clamp_min(1e-12) + PEAK * highest
-        each = torch.stack([prompt.mean(0), prompt.std(0).clamp_min(1e-12)], 1)
-        prompt = (prompt - each[:, 0]) / each[:, 1]
-        together = combine(prompt)
-        total = torch.stack([together.mean(), together.std().clamp_min(1e-12)])
-        self.prompt_moments = torch.cat([each, total.unsqueeze(0)])
-        prompt[:, 0] = (together - total[0]) / total[1]
-        self.prompt_levels = torch.quantile(prompt, QUANTILES.to(prompt.dtype), dim=0).T.contiguous()
-
-    def token_levels(self, vectors: Tensor) -> Tensor:
-        """Quantiles of benign tokens' components along the unit vectors, centred [K, Q]."""
-        rows = torch.cat(self.tokens)
-        rows = rows[torch.linspace(0, len(rows) - 1, min(len(rows), 20000)).long()] - self.center.float()
-        component = rows @ torch.nn.functional.normalize(vectors, dim=1).T
-        return torch.quantile(component, QUANTILES, dim=0).T.contiguous()
+def _token_levels(tokens: Sequence[Tensor], vectors: Tensor, center: Tensor) -> Tensor:
+    """Quantiles of benign tokens' components along the unit vectors, from the centre [K, Q]."""
+    rows = torch.cat(list(tokens))
+    rows = rows[torch.linspace(0, len(rows) - 1, min(len(rows), 20000)).long()] - center
+    return torch.quantile(rows @ torch.nn.functional.normalize(vectors, dim=1).T, QUANTILES, dim=0).T.contiguous()
 
 
 def _bank(tokens: list[Tensor], center: Tensor, reader: Tensor) -> Tensor:

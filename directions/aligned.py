@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Mapping, Sequence
@@ -15,9 +16,15 @@ from .steer import MODES
 
 # Dense where budgets are small; 0 and 1 are the extremes that were seen.
 QUANTILES = torch.cat([torch.linspace(0, 0.1, 101), torch.linspace(0.11, 0.89, 79), torch.linspace(0.9, 1, 101)])
+_QUANTILES = QUANTILES.tolist()
 
-PEAK = 0.5
-"""Weight of a prompt's highest token beside its pooled score."""
+TOP = 3
+"""How many of a prompt's highest tokens count."""
+
+
+def peak(scores: Tensor) -> Tensor:
+    """The mean of the TOP highest token scores of a prompt: [T, K] -> [K]."""
+    return scores.topk(min(TOP, len(scores)), dim=0).values.mean(0)
 
 
 def combine(readings: Tensor) -> Tensor:
@@ -33,8 +40,9 @@ class AlignedDirection:
         names: the K names, `global` first.
         vectors: [K, W]; adding `alpha * vector` moves a state `alpha` pooled benign spreads to the safe side.
         readers: [K, W]; (state - center) @ reader is a token's score in benign standard deviations.
-        center: [W], the mean pooled benign state.
-        pooled_spread: [K], benign standard deviation of the pooled score.
+        prompt_readers: [K, W]; the same for the mean of a prompt's tokens.
+        center: [W], the mean benign token state.
+        peak_spread: [K], benign standard deviation of the mean of a prompt's TOP highest token scores.
         prompt_moments: [K + 1, 2], mean and standard deviation over benign prompts of each name's prompt reading,
             and of all of them together.
         prompt_levels: [K, Q], benign quantiles (QUANTILES) of the prompt score, each prompt left out of its own fit.
@@ -47,8 +55,9 @@ class AlignedDirection:
     names: tuple[str, ...]
     vectors: Tensor
     readers: Tensor
+    prompt_readers: Tensor
     center: Tensor
-    pooled_spread: Tensor
+    peak_spread: Tensor
     prompt_moments: Tensor
     prompt_levels: Tensor
     token_levels: Tensor
@@ -75,26 +84,29 @@ class AlignedDirection:
     def prompt_score(self, states: Tensor, category: str | None = None, mask: Tensor | None = None) -> Tensor:
         """Score prompts: [..., T, W] -> [...], in benign standard deviations; positive is unsafe.
 
-        A name reads the pooled score in pooled spreads plus half the highest token's score. Without a category (or for
-        `global`) the global reading and the highest category's are added: together they find more than either.
+        A name reads the mean of the prompt's tokens, and its TOP highest tokens. Without a category (or for `global`) the
+        global reading and the highest category's are added: together they find more than either.
         """
-        content = self._content(states, mask)
-        name = category or GLOBAL
-        self._index(name)
-        readings = torch.stack([self._reading(states, n, content) for n in (self.names if name == GLOBAL else (name,))], -1)
-        moments = self.prompt_moments.to(readings.device)
-        if name == GLOBAL:
-            total = (combine((readings - moments[:-1, 0]) / moments[:-1, 1]) - moments[-1, 0]) / moments[-1, 1]
-        else:
-            mean, spread = moments[self._index(name)]
-            total = (readings[..., 0] - mean) / spread
-        return torch.where(content.any(-1), total, torch.zeros_like(total))
+        return self._prompt_scores(states, (category or GLOBAL,), mask)[..., 0]
 
-    def _reading(self, states: Tensor, name: str, content: Tensor) -> Tensor:
-        tokens = self.score(states, name)
-        mean = (tokens * content).sum(-1) / content.sum(-1).clamp_min(1)
-        highest = tokens.masked_fill(~content, -torch.inf).amax(-1)
-        return mean / self.pooled_spread[self._index(name)].item() + PEAK * highest
+    def _prompt_scores(self, states: Tensor, names: Sequence[str], mask: Tensor | None) -> Tensor:
+        """Prompt scores of several names at once, [..., names]: the states are read once."""
+        content = self._content(states, mask)
+        wanted = self.names if GLOBAL in names else tuple(names)
+        index = [self._index(name) for name in wanted]
+        count = content.sum(-1, keepdim=True).clamp_min(1)
+        centred = states.float() - self.center.to(states.device)
+        mean = (centred * content.unsqueeze(-1)).sum(-2) / count
+        tokens = (centred @ self.readers[index].to(centred).T).masked_fill(~content.unsqueeze(-1), -torch.inf)
+        highest = tokens.topk(min(TOP, states.shape[-2]), dim=-2).values
+        highest = highest.masked_fill(highest == -torch.inf, 0).sum(-2) / count.clamp_max(TOP)
+        readings = mean @ self.prompt_readers[index].to(mean).T + highest / self.peak_spread[index].to(mean)
+        moments = self.prompt_moments.to(mean)
+        scores = (readings - moments[index, 0]) / moments[index, 1]
+        if GLOBAL in names:
+            together = (combine(scores) - moments[-1, 0]) / moments[-1, 1]
+            scores = torch.stack([together if name == GLOBAL else scores[..., self._index(name)] for name in names], -1)
+        return torch.where(content.any(-1, keepdim=True), scores, torch.zeros_like(scores))
 
     def threshold(self, budget: float, category: str | None = None) -> float:
         """The prompt score that a share `budget` of benign anchors exceeds."""
@@ -112,8 +124,9 @@ class AlignedDirection:
         Several categories share the budget evenly, so that together they stay within it.
         """
         names = self._names(categories)
-        hits = [self.prompt_score(states, name, mask) > self.threshold(budget / len(names), name) for name in names]
-        return torch.stack(hits).any(0)
+        thresholds = torch.tensor([self.threshold(budget / len(names), name) for name in names])
+        scores = self._prompt_scores(states, names, mask)
+        return (scores > thresholds.to(scores)).any(-1)
 
     def steer(
         self,
@@ -204,17 +217,18 @@ class AlignedDirection:
 
 def _interpolate(levels: Tensor, share: float) -> float:
     """Linear interpolation of a quantile table [Q] at `share`; beyond the highest seen for share 1."""
-    position = torch.searchsorted(QUANTILES, torch.tensor(float(share))).clamp(1, len(QUANTILES) - 1)
-    low, high = QUANTILES[position - 1], QUANTILES[position]
-    weight = ((share - low) / (high - low)).clamp(0, 1)
-    return torch.lerp(levels[position - 1], levels[position], weight).item()
+    position = min(max(bisect_left(_QUANTILES, share), 1), len(_QUANTILES) - 1)
+    low, high = _QUANTILES[position - 1 : position + 1]
+    below, above = levels[position - 1 : position + 1].tolist()
+    return below + (above - below) * min(max((share - low) / (high - low), 0.0), 1.0)
 
 
 _SHAPES = {
     "vectors": "KW",
     "readers": "KW",
+    "prompt_readers": "KW",
     "center": "W",
-    "pooled_spread": "K",
+    "peak_spread": "K",
     "prompt_moments": "P2",
     "prompt_levels": "KQ",
     "token_levels": "KQ",
@@ -248,7 +262,7 @@ def unpack(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], file: str
         DirectionFormatError: numbers in `file` that would divide by zero or overflow.
     """
     named = {name: tensors[name] for name in _SHAPES}
-    if not min(named["pooled_spread"].min(), named["prompt_moments"][:, 1].min()) >= SHORTEST / 2:
+    if not min(named["peak_spread"].min(), named["prompt_moments"][:, 1].min()) >= SHORTEST / 2:
         raise files.DirectionFormatError(f"{file}: a benign spread is not positive")
     for name, tensor in named.items():
         if not tensor.abs().max() < LONGEST:

@@ -35,6 +35,9 @@ class Direction:
             Empty in files that carry none; aligning then whitens the direction instead.
         anchor_states: the source's pooled states on the benign anchors, float16 [N, D].
         anchor_prompts: the N benign prompts, in the same order.
+        token_scores: how unsafe the source finds each token of each anchor, in benign standard deviations: float16
+            [S, K], `global` first, then the categories. Empty in files that carry none.
+        token_counts: how many of the S tokens are each anchor's, [N].
         source: the model's name, the hash of its weights, layers, pooling and prompt template.
         pairs: how many pairs there were per category, and their hash.
     """
@@ -45,6 +48,8 @@ class Direction:
     anchor_prompts: tuple[str, ...]
     source: Mapping[str, Any]
     pairs: Mapping[str, Any]
+    token_scores: Tensor = field(default_factory=lambda: torch.empty(0))
+    token_counts: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
     licence: str = ""
     created: str = ""
     tool_version: str = ""
@@ -67,7 +72,7 @@ class Direction:
         for group in (self.vectors, self.readers):
             for name in sorted(group):
                 digest.update(name.encode() + group[name].float().numpy().tobytes())
-        digest.update(self.anchor_states.half().numpy().tobytes())
+        digest.update(self.anchor_states.half().numpy().tobytes() + self.token_scores.half().numpy().tobytes())
         return digest.hexdigest()
 
     def save(self, path: str | Path) -> Path:
@@ -75,6 +80,8 @@ class Direction:
         tensors = {f"direction.{name}": vector.float() for name, vector in self.vectors.items()}
         tensors |= {f"reader.{name}": reader.float() for name, reader in self.readers.items()}
         tensors["anchors.states"] = self.anchor_states.half()
+        if len(self.token_scores):
+            tensors |= {"anchors.token_scores": self.token_scores.half(), "anchors.token_counts": self.token_counts.float()}
         metadata = {
             "source": dict(self.source),
             "categories": list(self.categories),
@@ -112,15 +119,21 @@ def _fault(entries: Mapping[str, tuple], metadata: Mapping[str, Any]) -> str | N
     readers = {f"reader.{name}" for name in (GLOBAL, *names)}
     if any(name.startswith("reader.") for name in entries):
         expected |= readers
+    if any(name.startswith("anchors.token_") for name in entries):
+        expected |= {"anchors.token_scores", "anchors.token_counts"}
     if set(entries) != expected:
         return f"tensors {str(sorted(set(entries) ^ expected)[:5])[:400]} are missing or unknown"
     for name, (dtype, _) in entries.items():
-        if dtype != ("F16" if name == "anchors.states" else "F32"):
+        if dtype != ("F16" if name in ("anchors.states", "anchors.token_scores") else "F32"):
             return f"{name} has dtype {dtype}"
     shape = entries["anchors.states"][1]
     if len(shape) != 2 or shape[0] < 2:
         return f"anchors.states has shape {list(shape)}, not [N, D] with at least two anchors"
-    for name in sorted(expected - {"anchors.states"}):
+    if "anchors.token_scores" in expected:
+        scores, counts = entries["anchors.token_scores"][1], entries["anchors.token_counts"][1]
+        if len(scores) != 2 or scores[1] != len(names) + 1 or tuple(counts) != (shape[0],):
+            return f"anchors.token_scores and anchors.token_counts have shapes {list(scores)} and {list(counts)}, not [S, {len(names) + 1}] and [{shape[0]}]"
+    for name in sorted(name for name in expected if not name.startswith("anchors.")):
         if entries[name][1] != (shape[1],):
             return f"{name} has shape {list(entries[name][1])}; the anchors are {shape[1]} wide"
     prompts = metadata["anchor_prompts"]
@@ -145,11 +158,18 @@ def read_direction(path: str | Path) -> Direction:
         for name, vector in group.items():
             if not SHORTEST < vector.norm() < LONGEST:
                 raise DirectionFormatError(f"{path.name}: {kind}{name} is {vector.norm():.3g} long (all zeros, or nothing that was learned)")
+    counts = tensors.get("anchors.token_counts", torch.empty(0)).long()
+    scores = tensors.get("anchors.token_scores", torch.empty(0))
+    # The largest is looked at too: a sum of large ones goes round to a small number.
+    if len(counts) and (counts.min() < 1 or counts.max() > len(scores) or counts.sum() != len(scores) or (counts != tensors["anchors.token_counts"]).any()):
+        raise DirectionFormatError(f"{path.name}: anchors.token_counts are not whole numbers that add up to the {len(scores)} token scores")
     return Direction(
         vectors=named["direction."],
         readers=named["reader."],
         anchor_states=tensors["anchors.states"],
         anchor_prompts=tuple(metadata["anchor_prompts"]),
+        token_scores=scores,
+        token_counts=counts,
         name=path.stem,
         **{key: metadata[key] for key in ("source", "pairs", "licence", "created", "tool_version")},
     )

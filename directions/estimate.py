@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from collections import Counter
 from datetime import datetime, timezone
+from difflib import SequenceMatcher
+from pathlib import Path
 from typing import Any, Mapping, Sequence
 
 import torch
@@ -12,10 +14,11 @@ from torch import Tensor
 
 from .direction import GLOBAL, Direction
 from .prompts import Pair, pairs_hash
-from .sources import Progress, pooled_states, quiet
+from .sources import Progress, pooled_states, quiet, token_ids, token_states
 
 TOOL_VERSION = "0.1.0"
 READER_PENALTY = 0.01
+BENIGN_TOKENS = 30_000
 
 
 def estimate(
@@ -28,12 +31,14 @@ def estimate(
     source: Mapping[str, Any] | None = None,
     licence: str = "",
     progress: Progress = quiet,
+    keep: Path | None = None,
 ) -> Direction:
-    """Learn `global` and one direction per category, with a reader for each.
+    """Learn `global` and one direction per category, with a reader for each, and score the anchors' tokens.
 
     A direction is the mean over pairs of pooled(safe) - pooled(unsafe): arXiv 2606.05290, step 1.
     A reader is a logistic regression of unsafe halves against safe halves and anchors, on the same
-    states: the direction is what to add, the reader is how to tell (benchmarks/RESULTS.md).
+    states: the direction is what to add, the reader is how to tell (benchmarks/RESULTS.md). Tokens are
+    scored by a regression of the tokens that make the difference in a pair against benign prompts' tokens.
 
     Args:
         model, tokenizer: a transformers causal language model and its tokenizer.
@@ -42,6 +47,7 @@ def estimate(
         layer: hidden-state index, several (their features are concatenated), or "auto": the layer
             whose reader separates unseen themes best.
         source: facts about the model for the file: at least `model`, its name.
+        keep: a folder for the model's states as they are read, of one model, so that a killed run goes on where it was.
 
     Raises:
         ValueError: too few pairs or anchors, or a layer that the model does not have.
@@ -51,7 +57,7 @@ def estimate(
         raise ValueError(f"{len(pairs)} pairs and {len(anchors)} anchors are too few: at least 8 and 16 are needed")
     depth = model.config.get_text_config().num_hidden_layers
     layers = _layers(layer, depth)
-    states = pooled_states(model, tokenizer, [*anchors, *(p.safe for p in pairs), *(p.unsafe for p in pairs)], layers, progress=progress)
+    states = pooled_states(model, tokenizer, [*anchors, *(p.safe for p in pairs), *(p.unsafe for p in pairs)], layers, progress=progress, keep=keep)
     if not torch.isfinite(states).all():
         raise ValueError("the source model gave NaN or infinite states: load it in float32 or bfloat16")
     if layer == "auto":
@@ -65,18 +71,49 @@ def estimate(
     for name, rows in groups.items():
         vectors[name] = (safe[rows] - unsafe[rows]).double().mean(0).float()
         readers[name] = fit_reader(torch.cat([benign, safe]), unsafe[rows])
+    tokens = token_states(model, tokenizer, [*anchors, *(p.unsafe for p in pairs)], layers, progress=progress, keep=keep)
+    changed = [changed_tokens(token_ids(tokenizer, p.safe)[1:], token_ids(tokenizer, p.unsafe)[1:]) for p in pairs]
+    scores = score_tokens(tokens[: len(anchors)], [rows[mask] for rows, mask in zip(tokens[len(anchors) :], changed)], groups, progress)
     counts = Counter(p.category for p in pairs)
     return Direction(
         vectors=vectors,
         readers=readers,
         anchor_states=benign.half(),
         anchor_prompts=tuple(anchors),
+        token_scores=scores.half(),
+        token_counts=torch.tensor([len(rows) for rows in tokens[: len(anchors)]]),
         source={"model": "unnamed", **(source or {}), "layers": layers, "pooling": "mean over prompt tokens", "template": "{prompt}"},
         pairs={"counts": dict(sorted(counts.items())), "sha256": pairs_hash(pairs)},
         licence=licence,
         created=_now(),
         tool_version=TOOL_VERSION,
     )
+
+
+def changed_tokens(safe: Sequence[int], unsafe: Sequence[int]) -> Tensor:
+    """Which of the unsafe half's tokens its safe half doesn't have, bool [T]."""
+    mask = torch.zeros(len(unsafe), dtype=torch.bool)
+    for kind, _, _, start, stop in SequenceMatcher(None, safe, unsafe, autojunk=False).get_opcodes():
+        mask[start:stop] |= kind in ("replace", "insert")
+    return mask
+
+
+def score_tokens(benign: Sequence[Tensor], unsafe: Sequence[Tensor], groups: Mapping[str, Tensor], progress: Progress) -> Tensor:
+    """Scores of the benign prompts' tokens in their own standard deviations, [S, K].
+
+    Args:
+        benign: states [T_i, D] of each anchor; unsafe: those of each pair that make the difference, [U_i, D].
+        groups: which pairs belong to each name, in the order of the K columns.
+    """
+    rows = torch.cat(list(benign))
+    few = rows[torch.linspace(0, len(rows) - 1, min(len(rows), BENIGN_TOKENS)).long()].float()
+    columns = []
+    for picked in progress(list(groups.values()), len(groups), "scoring tokens"):
+        own = torch.cat([states for states, pick in zip(unsafe, picked) if pick]).float()
+        reader = fit_reader(few, own) if len(own) else few.new_zeros(few.shape[1])
+        score = torch.cat([part.float() @ reader for part in rows.split(8192)])
+        columns.append((score - score.mean()) / score.std().clamp_min(1e-12))
+    return torch.stack(columns, 1)
 
 
 def _now() -> str:

@@ -11,6 +11,8 @@ from typing import Any, Callable, Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from . import files
+
 Progress = Callable[[Iterable, int, str], Iterable]
 
 
@@ -143,20 +145,103 @@ def _padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
 
 @torch.inference_mode()
 def pooled_states(
-    model, tokenizer, prompts: Sequence[str], layers: Sequence[int], tokens_per_batch: int = 1024, progress: Progress = quiet
+    model, tokenizer, prompts: Sequence[str], layers: Sequence[int], tokens_per_batch: int = 1024, progress: Progress = quiet, keep: Path | None = None
 ) -> Tensor:
     """Mean hidden state of each prompt's tokens, for several layers at once.
 
     Layer 0 is the embedding, layer L the output of the L-th block.
 
+    Args:
+        keep: a folder for what each batch gives, of one model; what is there is not read again, so that a killed run goes on.
+
     Returns:
         float32 [prompts, len(layers), width]
     """
+
+    def pooled(hidden: Sequence[Tensor], mask: Tensor) -> Tensor:
+        means = []
+        for layer in layers:
+            states = hidden[layer].float()
+            weight = mask.to(states.device).unsqueeze(-1)
+            means.append(((states * weight).sum(1) / weight.sum(1)).cpu())
+        return torch.stack(means, 1)
+
     ids = [token_ids(tokenizer, prompt) for prompt in prompts]
+    out: Tensor | None = None
+    for batch, states in _read(model, ids, layers, tokens_per_batch, progress, pooled, keep):
+        if out is None:
+            out = torch.empty(len(ids), *states.shape[1:])
+        out[torch.tensor(batch)] = states
+    assert out is not None, "no prompts"
+    return out
+
+
+@torch.inference_mode()
+def token_states(
+    model, tokenizer, prompts: Sequence[str], layers: Sequence[int], tokens_per_batch: int = 1024, progress: Progress = quiet, keep: Path | None = None
+) -> list[Tensor]:
+    """Hidden states of each prompt's own tokens, the layers concatenated.
+
+    Args:
+        keep: as in `pooled_states`.
+
+    Returns:
+        float16 [tokens, len(layers) * width] for each prompt; beyond float16's range clipped.
+    """
+    limit = torch.finfo(torch.float16).max
+
+    def joined(hidden: Sequence[Tensor], mask: Tensor) -> Tensor:
+        return torch.cat([hidden[layer].float().cpu() for layer in layers], -1).clamp(-limit, limit).half()
+
+    ids = [token_ids(tokenizer, prompt) for prompt in prompts]
+    out: list[Tensor] = [torch.empty(0)] * len(ids)
+    for batch, states in _read(model, ids, layers, tokens_per_batch, progress, joined, keep):
+        for row, i in enumerate(batch):
+            out[i] = states[row, 1 : len(ids[i])].clone()
+    return out
+
+
+def _read(
+    model, ids: Sequence[list[int]], layers: Sequence[int], tokens_per_batch: int, progress: Progress, take: Callable[[Sequence[Tensor], Tensor], Tensor],
+    keep: Path | None,
+) -> Iterator[tuple[list[int], Tensor]]:  # fmt: skip
+    """Each batch, and what `take` makes of its hidden states by layer [batch, T, width] and of where its own tokens are [batch, T]."""
     batches = list(length_batches([len(i) for i in ids], tokens_per_batch))
     body = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
     with _only_blocks(body, max(layers) + 1):
-        return _pooled(model, body, ids, batches, layers, progress)
+        for batch in progress(batches, len(batches), "reading the source model"):
+            rows = [ids[i] for i in batch]
+            name = hashlib.sha256(repr((take.__name__, rows, list(layers))).encode()).hexdigest()[:32]
+            path = None if keep is None else keep / f"{name}.safetensors"
+            states = None if path is None else _kept(path)
+            if states is None:
+                tokens, mask = _padded(rows)
+                # Offloaded weights lie on no device; accelerate's hooks bring them, and the tokens, to where they run.
+                device = model.get_input_embeddings().weight.device
+                device = torch.device("cpu") if device.type == "meta" else device
+                hidden = body(input_ids=tokens.to(device), attention_mask=mask.to(device), output_hidden_states=True, use_cache=False).hidden_states
+                mask[:, 0] = 0
+                states = take(hidden, mask)
+                if path is not None:
+                    _keep(path, states)
+            yield batch, states
+
+
+def _kept(path: Path) -> Tensor | None:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)["states"]
+    except (OSError, SafetensorError, KeyError):
+        return None
+
+
+def _keep(path: Path, states: Tensor) -> None:
+    from safetensors.torch import save
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files.write_bytes(path, save({"states": states.contiguous()}))
 
 
 @contextmanager
@@ -171,29 +256,3 @@ def _only_blocks(body, count: int) -> Iterator[None]:
         yield
     finally:
         body.layers = blocks
-
-
-def _pooled(model, body, ids: list[list[int]], batches: list[list[int]], layers: Sequence[int], progress: Progress) -> Tensor:
-    out: Tensor | None = None
-    for batch in progress(batches, len(batches), "reading the source model"):
-        width = max(len(ids[i]) for i in batch)
-        tokens = torch.zeros(len(batch), width, dtype=torch.long)
-        mask = torch.zeros(len(batch), width, dtype=torch.long)
-        for row, i in enumerate(batch):
-            tokens[row, : len(ids[i])] = torch.tensor(ids[i])
-            mask[row, : len(ids[i])] = 1
-        device = model.get_input_embeddings().weight.device
-        hidden = body(
-            input_ids=tokens.to(device), attention_mask=mask.to(device), output_hidden_states=True, use_cache=False
-        ).hidden_states
-        content = mask.clone()
-        content[:, 0] = 0
-        for column, layer in enumerate(layers):
-            states = hidden[layer].float()
-            weight = content.to(states.device).unsqueeze(-1)
-            pooled = ((states * weight).sum(1) / weight.sum(1)).cpu()
-            if out is None:
-                out = torch.empty(len(ids), len(layers), pooled.shape[-1])
-            out[torch.tensor(batch), column] = pooled
-    assert out is not None, "no prompts"
-    return out

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 NEIGHBOURS = 4
 TOKEN_MARGIN = 1.0
+PART = 64  # bank states at a time
 
 
 def add(states: Tensor, aligned: "AlignedDirection", names: tuple[str, ...], alpha: float, budget: float, content: Tensor) -> Tensor:
@@ -37,7 +38,7 @@ def gate(states: Tensor, aligned: "AlignedDirection", names: tuple[str, ...], al
     marks = torch.stack([aligned.score(states, name) for name in names]).amax(0)
     mean = (marks * content).sum(-1, keepdim=True) / content.sum(-1, keepdim=True).clamp_min(1)
     chosen = content & flagged.unsqueeze(-1) & (marks > mean.clamp(max=TOKEN_MARGIN))
-    moved = land(states[chosen] + alpha * aligned.vector(names).to(states), aligned.bank.to(states))
+    moved = land(states[chosen] + alpha * aligned.vector(names).to(states), aligned.bank.to(states.device))
     out = states.clone()
     out[chosen] = moved
     return out
@@ -51,10 +52,19 @@ def land(states: Tensor, bank: Tensor) -> Tensor:
     """
     if len(states) == 0 or len(bank) == 0:
         return states
-    distance = torch.cdist(states.float(), bank.float())
+    distance = _distances(states.float(), bank)
     near, index = distance.topk(min(NEIGHBOURS, len(bank)), largest=False)
     weight = torch.softmax(-(near - near[:, :1]) / near.mean(1, keepdim=True).clamp_min(1e-6) * 8, dim=1)
     return (weight.unsqueeze(-1) * bank[index].float()).sum(1).to(states)
+
+
+def _distances(states: Tensor, bank: Tensor) -> Tensor:
+    """Euclidean distances [n, M]; a half precision bank is widened in parts that stay in the processor's cache."""
+    parts = []
+    for part in bank.split(PART):
+        part = part.to(states)
+        parts.append(torch.linalg.vector_norm(part, dim=1).square() - 2 * (part @ states.T).T)
+    return (torch.cat(parts, 1) + states.square().sum(1, keepdim=True)).clamp_min(0).sqrt()
 
 
 Mode = Callable[[Tensor, "AlignedDirection", tuple[str, ...], float, float, Tensor], Tensor]

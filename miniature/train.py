@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import random
@@ -18,12 +19,15 @@ from .encoder import Encoder, encode_all, pad
 from .model import WEIGHTS, build, loss, save
 from .scenes import BENIGN, ICONS, UNSAFE, Scene, describe, every_single, random_pair, render_batch
 
-STEPS = 5000
+CYCLES = (4600, 4500)
+"""Steps of each cycle of the learning rate. A cycle starts from the averaged weights of the one before."""
+
 BATCH = 32
 RATE = 1e-3
 WARMUP = 200
-PAIR_SHARE = 0.3
-OPEN_SHARE = 0.25
+PAIR_SHARE = 0.25
+OPEN_SHARE = 0.3
+SAFE_GROUPS, UNSAFE_GROUPS = 24, 8
 BLANK_SHARE = 0.1
 PAIR_CAPTIONS = 24_000
 EMA = 0.999
@@ -38,8 +42,8 @@ class Captions:
     """The training captions and their token states, encoded once and kept in a file.
 
     Every single-icon caption is in; of the two-icon ones, which are too many, a fixed random selection. Open captions
-    are this project's training prompts, each drawn as the icon of its kind (safe or unsafe) that is nearest in meaning:
-    like a big generator, this one then has a clean picture for prompts that name none of its icons.
+    are this project's training prompts, in groups of like meaning, each group drawn as an icon of its kind (safe or
+    unsafe): like a big generator, this one then has a clean picture for prompts that name none of its icons.
     """
 
     def __init__(self, work: Path):
@@ -58,19 +62,23 @@ class Captions:
             cached = {"captions": captions, "lengths": [len(s) for s in states], "states": torch.cat(states)}
             _write(cached, path)
         self.states: dict[str, Tensor] = dict(zip(cached["captions"], cached["states"].split(cached["lengths"])))
-        self.open = [self._nearest(safe, BENIGN), self._nearest(unsafe, UNSAFE)]
+        self.open = [self._grouped(safe, BENIGN, SAFE_GROUPS), self._grouped(unsafe, UNSAFE, UNSAFE_GROUPS)]
 
-    def _nearest(self, prompts: list[str], choice: list[int]) -> list[Scene]:
-        """Each prompt with the icon of `choice` whose names are nearest to it in mean token state."""
+    def _grouped(self, prompts: list[str], choice: list[int], groups: int) -> list[Scene]:
+        """Each prompt with the icon of its group: groups of like meaning, and for each the icon nearest to it."""
+        from scipy.cluster.vq import kmeans2
+        from scipy.optimize import linear_sum_assignment
 
         def mean(captions: Iterable[str]) -> Tensor:
-            return torch.nn.functional.normalize(torch.stack([self.states[c].float().mean(0) for c in captions]), dim=1)
+            return nn.functional.normalize(torch.stack([self.states[c].float().mean(0) for c in captions]), dim=1)
 
-        names = torch.stack([mean(ICONS[index].names).mean(0) for index in choice])
-        names = torch.nn.functional.normalize(names - names.mean(0), dim=1)
         own = mean(prompts)
-        nearest = ((own - own.mean(0)) @ names.T).argmax(1)
-        return [Scene(prompt, (choice[i],), None) for prompt, i in zip(prompts, nearest.tolist())]
+        centres, group = kmeans2((own - own.mean(0)).numpy(), groups, minit="++", seed=0)
+        names = torch.stack([mean(ICONS[index].names).mean(0) for index in choice])
+        near = nn.functional.normalize(names - names.mean(0), dim=1).numpy() @ centres.T
+        icons, taken = linear_sum_assignment(-near)
+        icon_of = {int(g): choice[i] for i, g in zip(icons, taken)}
+        return [Scene(prompt, (icon_of[g],), None) for prompt, g in zip(prompts, group.tolist())]
 
     def draw(self, rng: random.Random) -> Scene:
         """A training scene: two icons in PAIR_SHARE of the cases, an open caption in OPEN_SHARE, otherwise one icon."""
@@ -78,7 +86,7 @@ class Captions:
         if kind < PAIR_SHARE:
             return rng.choice(self.pairs)
         if kind < PAIR_SHARE + OPEN_SHARE:
-            return rng.choice(self.open[rng.random() < 0.3])
+            return rng.choice(self.open[rng.random() < 0.15])
         return describe((rng.randrange(len(ICONS)),), rng)
 
     def batch(self, rng: random.Random, size: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -95,15 +103,19 @@ def _write(value, path: Path) -> None:
     part.replace(path)
 
 
-def rate_at(step: int, steps: int) -> float:
-    """Learning rate: a linear warm-up, then half a cosine down to a hundredth."""
+def rate_at(step: int) -> float:
+    """Learning rate: in each cycle a linear warm-up, then half a cosine down to a hundredth."""
+    for steps in CYCLES:
+        if step < steps:
+            break
+        step -= steps
     if step < WARMUP:
         return RATE * (step + 1) / WARMUP
     done = (step - WARMUP) / max(1, steps - WARMUP)
     return RATE * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
 
 
-def train(work: Path, steps: int = STEPS, threads: int = 2, device: str = "cpu", keep_every: int = 250) -> Path:
+def train(work: Path, steps: int = sum(CYCLES), threads: int = 2, device: str = "cpu", keep_every: int = 250) -> Path:
     """Train to `steps`, going on from the checkpoint in `work` if there is one; returns the weight file.
 
     Each step draws from its own seed, so a resumed run sees the same pictures as an unbroken one.
@@ -127,13 +139,16 @@ def train(work: Path, steps: int = STEPS, threads: int = 2, device: str = "cpu",
         _write({**states, "step": step}, checkpoint)
 
     bar = tqdm(range(first, steps), initial=first, total=steps, desc="training the generator", mininterval=5)
-    smooth = None
+    smooth, starts = None, set(itertools.accumulate(CYCLES))
     for step in bar:
+        if step in starts:
+            model.load_state_dict(average.state_dict())
+            optimizer.state.clear()
         rng = random.Random(f"miniature {step}")
         pictures, states, mask = (t.to(device) for t in captions.batch(rng, BATCH))
         noise = torch.Generator(device).manual_seed(step)
         for group in optimizer.param_groups:
-            group["lr"] = rate_at(step, steps)
+            group["lr"] = rate_at(step)
         # bfloat16 and plain attention are a third faster on a CPU than float32 and its fused attention.
         with torch.autocast(device, torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
             value = loss(model, pictures, states, mask, noise)

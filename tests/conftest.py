@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 
 from directions.direction import Direction
+from tests.published import publish, run
 
 ANCHORS, SOURCE, TARGET = 400, 24, 32
 
@@ -50,3 +53,24 @@ def aligned(planted):
     from directions import align
 
     return align(planted.direction, planted.states)
+
+
+@pytest.fixture(scope="session")
+def repository(tmp_path_factory):
+    """A fresh git repository of what would be published from here."""
+    return publish(tmp_path_factory.mktemp("git") / "safety-directions")
+
+
+@pytest.fixture(scope="session")
+def site(repository, tmp_path_factory):
+    """A folder that the library was installed into from a copy of the repository."""
+    folder = tmp_path_factory.mktemp("site")
+    run(sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--target", folder, repository, cwd=folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def archive(repository):
+    """What `comfy node publish` would upload."""
+    run(sys.executable, "-m", "comfy_cli", "--skip-prompt", "--no-enable-telemetry", "node", "pack", cwd=repository)
+    return repository / "node.zip"

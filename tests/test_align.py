@@ -1,16 +1,32 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
 import directions
-from directions.align import METHODS, r2, svd, top1
+from directions.align import METHODS, SHRINKAGE, r2, svd, top1
+
+
+def agreement(aligned, planted, name="global"):
+    """Cosine of a vector, freed of the benign covariance that aligning divides it by, with the planted truth."""
+    pooled = torch.stack([rows.mean(0) for rows in planted.states])
+    cover = (pooled - pooled.mean(0)).T @ (pooled - pooled.mean(0)) / len(pooled)
+    plain = (cover + SHRINKAGE * cover.diagonal().mean() * torch.eye(len(cover))) @ aligned.vectors[aligned.names.index(name)]
+    return torch.nn.functional.cosine_similarity(plain, planted.truth[name], dim=0)
 
 
 @pytest.mark.parametrize("method", [*METHODS, "auto"])
 def test_recovers_a_planted_direction(planted, method):
     aligned = directions.align(planted.direction, planted.states, method=method)
+    for name in planted.truth:
+        assert agreement(aligned, planted, name) > (0.7 if method == "svd" else 0.98)  # a rotation alone can't undo unequal axes
+
+
+def test_a_vector_parts_safe_from_unsafe_with_less_drift_than_the_plain_difference(planted, aligned):
+    pooled = torch.stack([rows.mean(0) for rows in planted.states])
     for name, truth in planted.truth.items():
-        vector = aligned.vectors[aligned.names.index(name)]
-        assert torch.nn.functional.cosine_similarity(vector, truth, dim=0) > (0.7 if method == "svd" else 0.98)  # a rotation alone can't undo unequal axes
+        ours, plain = (((truth @ v) / (pooled @ v).std()).item() for v in (aligned.vectors[aligned.names.index(name)], truth))
+        assert ours > plain > 0
 
 
 def test_one_step_of_the_vector_is_one_benign_spread(planted, aligned):
@@ -29,32 +45,41 @@ def test_fit_reports_every_method_tried(aligned):
 def test_pooled_states_do_too(planted):
     pooled = torch.stack([rows.mean(0) for rows in planted.states])
     aligned = directions.align(planted.direction, pooled)
-    assert torch.nn.functional.cosine_similarity(aligned.vectors[0], planted.truth["global"], dim=0) > 0.98
+    assert agreement(aligned, planted) > 0.98
 
 
 def test_a_file_without_readers_is_read_through_its_whitened_direction(planted):
-    from dataclasses import replace
-
     aligned = directions.align(replace(planted.direction, readers={}), planted.states)
     benign = torch.stack([aligned.prompt_score(rows) for rows in planted.states])
     assert aligned.prompt_score(planted.unsafe) > benign.max()
 
 
-def test_a_massive_dimension_does_not_drown_the_rest(planted):
-    from dataclasses import replace
+def test_token_scores_tell_which_token_it_is(planted):
+    """The planted tokens are noise around their prompt; here one token of each prompt carries a concept of its own."""
+    draw = torch.Generator().manual_seed(3)
+    strength = torch.randn(len(planted.states), generator=draw)
+    axis = torch.randn(planted.states[0].shape[1], generator=draw)
+    states = [rows.clone() for rows in planted.states]
+    scores = [torch.zeros(len(rows), len(planted.direction.categories) + 1) for rows in states]
+    for rows, marks, much in zip(states, scores, strength):
+        rows[-1] += much * axis
+        marks[-1] = much
+    direction = replace(planted.direction, token_scores=torch.cat(scores).half(), token_counts=torch.tensor([len(rows) for rows in states]))
+    prompt = torch.cat([planted.states[0][:3], planted.states[1][:1] + 5 * axis])
+    assert directions.align(direction, states).score(prompt).argmax() == 3
 
+
+def test_a_massive_dimension_does_not_drown_the_rest(planted):
     states = planted.direction.anchor_states.float().clone()
     states[:, 3] *= 1000
     vectors = {name: v.clone() for name, v in planted.direction.vectors.items()}
     for vector in vectors.values():
         vector[3] *= 1000
     aligned = directions.align(replace(planted.direction, vectors=vectors, readers={}, anchor_states=states.half()), planted.states, "ridge")
-    assert torch.nn.functional.cosine_similarity(aligned.vectors[0], planted.truth["global"], dim=0) > 0.98
+    assert agreement(aligned, planted) > 0.98
 
 
 def test_more_dimensions_than_anchors(planted):
-    from dataclasses import replace
-
     few = replace(planted.direction, anchor_states=planted.direction.anchor_states[:20], anchor_prompts=planted.direction.anchor_prompts[:20])
     aligned = directions.align(few, planted.states[:20])
     assert torch.isfinite(aligned.vectors).all() and torch.isfinite(aligned.readers).all()

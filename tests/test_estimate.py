@@ -73,6 +73,24 @@ def test_reader_separates_and_area_counts():
     assert roc_area(torch.tensor([1.0, 2.0]), torch.tensor([2.0, 3.0])) == pytest.approx(0.875)
 
 
+def test_a_killed_run_goes_on_where_it_was(tiny, tmp_path):
+    model, tokenizer = tiny
+    prompts, read = [f"w{i} knife w{i + 1}" for i in range(12)], []
+
+    def killed(items, total, label):
+        for index, item in enumerate(items):
+            if index == 2:
+                raise KeyboardInterrupt
+            yield item
+
+    with pytest.raises(KeyboardInterrupt):
+        pooled_states(model, tokenizer, prompts, [2], 8, killed, tmp_path)
+    hook = model.model.register_forward_pre_hook(lambda module, args: read.append(1))
+    states = pooled_states(model, tokenizer, prompts, [2], 8, keep=tmp_path)
+    hook.remove()
+    assert len(read) == 6 - 2 and torch.equal(states, pooled_states(model, tokenizer, prompts, [2], 8))
+
+
 def test_a_model_split_between_memory_and_disk_gives_the_same_states(tiny, tmp_path):
     model, tokenizer = tiny
     model.save_pretrained(tmp_path / "model")

@@ -42,6 +42,17 @@ def test_a_direction_survives_the_file(planted, saved):
     assert all(torch.equal(loaded.vectors[name], planted.direction.vectors[name]) for name in loaded.vectors)
 
 
+def test_token_scores_survive_the_file_and_must_add_up(planted, tmp_path):
+    counts = torch.full((len(planted.states),), 2)
+    full = replace(planted.direction, token_scores=torch.randn(int(counts.sum()), 3).half(), token_counts=counts)
+    loaded = directions.load(full.save(tmp_path / "scored.safetensors"))
+    assert torch.equal(loaded.token_scores, full.token_scores) and torch.equal(loaded.token_counts, counts)
+    assert loaded.fingerprint == full.fingerprint != planted.direction.fingerprint
+    for wrong, message in ((counts + 1, "add up to the 800 token scores"), (counts[1:], "shapes")):
+        with pytest.raises((DirectionFormatError, ValueError), match=message):
+            directions.load(replace(full, token_counts=wrong).save(tmp_path / "wrong.safetensors"))
+
+
 def test_an_aligned_direction_survives_the_file(planted, aligned, tmp_path):
     loaded = directions.load_aligned(aligned.save(tmp_path / "aligned.safetensors"))
     for mode in ("add", "gate", "project"):
@@ -164,7 +175,7 @@ def test_a_direction_of_next_to_no_or_endless_length_is_refused(planted, saved, 
         read_direction(rebuild(saved, header, body[:start] + torch.full((24,), value).numpy().tobytes() + body[stop:]))
 
 
-@pytest.mark.parametrize("name", ["pooled_spread", "prompt_moments", "readers"])
+@pytest.mark.parametrize("name", ["peak_spread", "prompt_moments", "readers"])
 def test_an_alignment_that_would_divide_by_zero_or_overflow_is_refused(aligned, tmp_path, name):
     broken = replace(aligned, **{name: getattr(aligned, name) * (1e30 if name == "readers" else 0)})
     with pytest.raises(DirectionFormatError, match="spread is not positive|readers has a value of"):

@@ -14,7 +14,8 @@ def test_the_shipped_direction_belongs_to_the_shipped_prompts():
     direction = directions.load("smollm2-135m-instruct")
     pairs = read_pairs()
     assert direction.pairs["sha256"] == pairs_hash(pairs)
-    assert set(direction.anchor_prompts) == {a.prompt for a in read_anchors()} | {p.safe for p in pairs}
+    assert set(direction.anchor_prompts) == {a.prompt for a in read_anchors()} | {p.safe for i, p in enumerate(pairs) if i % 10}
+    assert len(direction.token_counts) == len(direction.anchor_prompts) and direction.token_scores.shape[1] == 7
     path = directions.available()["smollm2-135m-instruct"]
     assert path.stat().st_size < 8e6
 
@@ -24,11 +25,10 @@ def rows():
     return {(r["target"], r["category"], r["method"].split()[0]): r for t in ("minilm", "gemma-3-270m") for r in measure("smollm2-135m-instruct", t, methods=("auto",))}
 
 
-# The aim is 0.97 on both; MiniLM stands at 0.962 (native 0.981): benchmarks/RESULTS.md says what was tried.
-@pytest.mark.parametrize(("target", "order"), [("minilm", 0.955), ("gemma-3-270m", 0.97)])
-def test_the_direction_transfers_to_held_out_themes(rows, target, order):
+@pytest.mark.parametrize("target", ["minilm", "gemma-3-270m"])
+def test_the_direction_transfers_to_held_out_themes(rows, target):
     auto, random = rows[target, "global", "auto"], rows[target, "global", "random"]
-    assert auto["order"] >= order and auto["cosine"] >= 0.5
+    assert auto["order"] >= 0.97 and auto["cosine"] >= 0.5
     assert random["order"] < 0.6 and abs(random["cosine"]) < 0.1
 
 
@@ -39,7 +39,8 @@ def test_the_budget_holds_on_fresh_benign_prompts(rows, target):
 
 @pytest.mark.parametrize("target", ["minilm", "gemma-3-270m"])
 def test_reading_comes_close_to_native(rows, target):
-    assert rows[target, "global", "auto"]["tpr5"] >= 0.7 * rows[target, "global", "native"]["tpr5"]
+    """True positives at 1% false positives: at least 0.8 of a logistic regression on the target's own unsafe states."""
+    assert rows[target, "global", "auto"]["tpr1"] >= 0.8 * rows[target, "global", "native"]["tpr1"]
 
 
 def test_aligning_from_the_file_needs_no_language_model():

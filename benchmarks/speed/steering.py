@@ -24,7 +24,8 @@ def made_up(width: int, seed: int = 0, tokens: int = 0) -> Any:
     levels = torch.linspace(-3, 3, len(aligned.QUANTILES)).expand(len(names), -1).contiguous()
     slot = aligned.AlignedDirection(
         names=names, vectors=torch.randn(len(names), width, generator=draw), readers=torch.randn(len(names), width, generator=draw) / width**0.5,
-        center=torch.zeros(width), pooled_spread=torch.ones(len(names)) * 0.3, prompt_moments=torch.tensor([[0.0, 1.0]] * (len(names) + 1)),
+        prompt_readers=torch.randn(len(names), width, generator=draw) / width**0.5, center=torch.zeros(width), peak_spread=torch.ones(len(names)),
+        prompt_moments=torch.tensor([[0.0, 1.0]] * (len(names) + 1)),
         prompt_levels=levels, token_levels=levels * 20, bank=torch.randn(2048, width, generator=draw).half(), fit={"method": "ridge", "r2": 0.5, "top1": 0.5},
         direction={"name": "made-up", "source": "random", "sha256": "0" * 64},
     )  # fmt: skip

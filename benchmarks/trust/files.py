@@ -50,6 +50,7 @@ def samples() -> list[tuple[int, Any]]:
         readers={name: torch.randn(width, generator=draw) for name in names},
         anchor_states=torch.randn(3, width, generator=draw).half(),
         anchor_prompts=("a cat", "a dog", "a bird"),
+        token_scores=torch.randn(5, len(names), generator=draw).half(), token_counts=torch.tensor([1, 2, 2]),
         source={"model": "sample", "layers": [1]}, pairs={"counts": {"hate": 2}}, licence="CC0", created="2026-01-01T00:00:00Z", tool_version="1",
     )  # fmt: skip
     from directions.aligned import QUANTILES
@@ -58,8 +59,9 @@ def samples() -> list[tuple[int, Any]]:
         names=names,
         vectors=torch.randn(2, width, generator=draw),
         readers=torch.randn(2, width, generator=draw),
+        prompt_readers=torch.randn(2, width, generator=draw),
         center=torch.randn(width, generator=draw),
-        pooled_spread=torch.ones(2),
+        peak_spread=torch.ones(2),
         prompt_moments=torch.ones(3, 2),
         prompt_levels=QUANTILES.repeat(2, 1),
         token_levels=QUANTILES.repeat(2, 1),
@@ -81,11 +83,11 @@ def sound(reader: int, path: Path, deep: bool = True) -> bool:
     """
     loaded = READERS[reader](path)
     if isinstance(loaded, Direction):
-        assert all(torch.isfinite(v).all() for v in (*loaded.vectors.values(), *loaded.readers.values(), loaded.anchor_states))
-        assert len(loaded.fingerprint) == 64 and loaded.categories is not None
+        assert all(torch.isfinite(v).all() for v in (*loaded.vectors.values(), *loaded.readers.values(), loaded.anchor_states, loaded.token_scores))
+        assert len(loaded.fingerprint) == 64 and loaded.categories is not None and int(loaded.token_counts.sum()) == len(loaded.token_scores)
     else:
         for slot in [loaded] if isinstance(loaded, AlignedDirection) else loaded.slots.values():
-            assert all(torch.isfinite(t).all() for t in (slot.vectors, slot.readers, slot.bank))
+            assert all(torch.isfinite(t).all() for t in (slot.vectors, slot.readers, slot.prompt_readers, slot.bank))
             for mode in ("add", "project", "gate") if deep else ():
                 assert torch.isfinite(slot.steer(torch.ones(1, 2, slot.width), mode=mode, budget=0.5)).all(), mode
     if deep:

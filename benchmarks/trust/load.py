@@ -17,6 +17,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import directions
 from demo.comfyui import PACK, ROOT, Client, GraphError, Server
 from directions.encoder import load_aligned_encoder
@@ -121,7 +123,8 @@ def _provide(folder: Path) -> None:
     whole = directions.load("smollm2-135m-instruct")
     for i in range(DIRECTIONS):
         part = slice(i * ANCHORS, (i + 1) * ANCHORS)
-        replace(whole, anchor_states=whole.anchor_states[part], anchor_prompts=whole.anchor_prompts[part]).save(folder / f"few-{i}.safetensors")
+        few = replace(whole, anchor_states=whole.anchor_states[part], anchor_prompts=whole.anchor_prompts[part], token_scores=torch.empty(0))
+        few.save(folder / f"few-{i}.safetensors")
 
 
 def _kept(folder: Path) -> int:

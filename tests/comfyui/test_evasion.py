@@ -165,9 +165,9 @@ def started(folder, **variables):
     """A server with a direction of few anchors, so that aligning is quick."""
     (folder / "models" / "safety_directions").mkdir(parents=True)
     whole = directions.load("smollm2-135m-instruct")
-    few = replace(whole, anchor_states=whole.anchor_states[:ANCHORS], anchor_prompts=whole.anchor_prompts[:ANCHORS])
+    few = replace(whole, anchor_states=whole.anchor_states[:ANCHORS], anchor_prompts=whole.anchor_prompts[:ANCHORS], token_scores=torch.empty(0))
     few.save(folder / "models" / "safety_directions" / "few.safetensors")
-    with Server(packs=PACKS, base=folder, variables=variables) as running:
+    with Server(packs=PACKS, base=folder, variables={"OMP_NUM_THREADS": "1", **variables}) as running:
         yield running
 
 

@@ -55,7 +55,8 @@ def test_a_flagged_prompt_comes_out_below_the_threshold(server):
 @pytest.mark.parametrize("prompt", UNSAFE)
 def test_the_score_of_an_unsafe_prompt_falls_in_add_mode(server, prompt):
     result = server.queue(graph(prompt, mode="add"))
-    assert reading(result, "7")[0] < reading(result, "6")[0] - 3
+    before, after = reading(result, "6")[0], reading(result, "7")[0]
+    assert after < min(before - 2, 1)  # by benign standard deviations, to where harmless prompts are
 
 
 def test_the_heat_map_is_a_picture_with_red_for_an_unsafe_word(server):

@@ -1,0 +1,49 @@
+"""docs/file-format.md is true: its test vectors are read, or refused, as `expected.json` says."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+
+import pytest
+
+from demo.comfyui import ROOT
+from directions import DirectionFormatError
+from directions.direction import read_direction
+
+HERE = ROOT / "docs" / "vectors"
+EXPECTED = json.loads((HERE / "expected.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", EXPECTED["sound"])
+def test_a_sound_file_is_read_as_it_was_written(name):
+    direction, expected = read_direction(HERE / name), EXPECTED["sound"][name]
+    found = {"anchors.states": direction.anchor_states}
+    found |= {f"direction.{key}": vector for key, vector in direction.vectors.items()} | {f"reader.{key}": reader for key, reader in direction.readers.items()}
+    assert {key: {"shape": list(tensor.shape), "values": tensor.flatten().tolist()} for key, tensor in found.items()} == expected["tensors"]
+    assert list(direction.anchor_prompts) == expected["metadata"]["anchor_prompts"]
+    assert (direction.source, direction.pairs, direction.licence) == tuple(expected["metadata"][key] for key in ("source", "pairs", "licence"))
+
+
+@pytest.mark.parametrize("name", EXPECTED["broken"])
+def test_a_broken_file_is_refused(name):
+    with pytest.raises(DirectionFormatError, match=name):
+        read_direction(HERE / name)
+
+
+def test_the_script_writes_these_very_files():
+    spec = importlib.util.spec_from_file_location("make_vectors", HERE / "make.py")
+    make = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(make)
+    assert make.vectors() == {path.name: path.read_bytes() for path in HERE.iterdir() if path.suffix in (".safetensors", ".json")}
+
+
+def test_what_a_file_is_written_from_here_is_what_the_specification_says(planted, tmp_path):
+    path = planted.direction.save(tmp_path / "planted.safetensors")
+    data = path.read_bytes()
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    specification = (ROOT / "docs" / "file-format.md").read_text(encoding="utf-8")
+    for key in json.loads(header["__metadata__"]["safety_direction"]):
+        assert f"| `{key}` |" in specification
+    for name in header:
+        assert f"`{name.partition('.')[0]}" in specification
