@@ -52,7 +52,7 @@ class SafetyDirectionsTechnique:
         loaded = load(direction)
         category = CONCEPTS.get(erase_concept.lower(), erase_concept.lower())
         self.categories = (category,) if category in loaded.categories else None
-        self.settings = {"mode": mode, "alpha": alpha, "budget": budget}
+        self.settings: dict[str, Any] = {"mode": mode, "alpha": alpha, "budget": budget}
         self.drawing = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
         self.aligned = align(loaded, self._anchor_states(loaded.anchor_prompts), method)
 
