@@ -25,8 +25,7 @@ MODELS = {
     "clip_l.safetensors": (f"{HUB}/comfyanonymous/flux_text_encoders/resolve/main/", "text_encoders"),
     "t5xxl_fp16.safetensors": (f"{HUB}/comfyanonymous/flux_text_encoders/resolve/main/", "text_encoders"),
     "wan2.2_ti2v_5B_fp16.safetensors": (f"{HUB}/Comfy-Org/Wan_2.2_ComfyUI_Repackaged/resolve/main/split_files/diffusion_models/", "diffusion_models"),
-    "umt5_xxl_fp8_e4m3fn_scaled.safetensors": (f"{HUB}/Comfy-Org/Wan_2.1_ComfyUI_repackaged/resolve/main/split_files/text_encoders/", "
-    ""text_encoders"),
+    "umt5_xxl_fp8_e4m3fn_scaled.safetensors": (f"{HUB}/Comfy-Org/Wan_2.1_ComfyUI_repackaged/resolve/main/split_files/text_encoders/", "text_encoders"),
     "wan2.2_vae.safetensors": (f"{HUB}/Comfy-Org/Wan_2.2_ComfyUI_Repackaged/resolve/main/split_files/vae/", "vae"),
 }
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
@@ -81,8 +80,7 @@ class Template:
             models = [{"name": v, "url": MODELS[v][0] + v, "directory": MODELS[v][1]} for v in values if isinstance(v, str) and v in MODELS]
             made.append(
                 {
-                    "id": node.id, "type": node.kind, "pos": [node.column * COLUMN, top], "size": [WIDTH, height], "flags": {}, "order": "
-                    "node.id, "mode": 0,
+                    "id": node.id, "type": node.kind, "pos": [node.column * COLUMN, top], "size": [WIDTH, height], "flags": {}, "order": node.id, "mode": 0,
                     "inputs": inputs, "outputs": outputs, "properties": {"Node name for S&R": node.kind, **({"models": models} if models else {})},
                     "widgets_values": values, **({"title": node.title} if node.title else {}),
                 }
@@ -91,8 +89,7 @@ class Template:
         for link in links:
             by_id[link[1]]["outputs"][link[2]]["links"].append(link[0])
         return {
-            "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"safety-directions/{name}")), "revision": 0, "last_node_id": len(self.nodes) + 1, "
-            ""last_link_id": len(links),
+            "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"safety-directions/{name}")), "revision": 0, "last_node_id": len(self.nodes) + 1, "last_link_id": len(links),
             "nodes": made, "links": links, "groups": [], "config": {}, "extra": {}, "version": 0.4,
         }  # fmt: skip
 
@@ -107,8 +104,7 @@ def _note_height(text: str) -> int:
 
 def _note(text: str, number: int) -> dict[str, Any]:
     return {
-        "id": number, "type": "MarkdownNote", "pos": [0, 0], "size": [WIDTH, _note_height(text)], "flags": {}, "order": 0, "mode": 0, "inputs": "
-        "[], "outputs": [],
+        "id": number, "type": "MarkdownNote", "pos": [0, 0], "size": [WIDTH, _note_height(text)], "flags": {}, "order": 0, "mode": 0, "inputs": [], "outputs": [],
         "properties": {}, "widgets_values": [text], "title": "Read me", "color": "#243a2e", "bgcolor": "#1b2c23",
     }  # fmt: skip
 
@@ -239,9 +235,9 @@ def video_wan() -> Template:
     graph.add("SafetyDirectionInspect", 3, conditioning=apply[0], aligned=aligned[0], clip=clip[0], prompt=prompt[0])
     latent = graph.add("Wan22ImageToVideoLatent", 4, vae=vae[0], width=1280, height=704, length=81)
     sampler = graph.add(
-        "KSampler", 4, model=shifted[0], positive=apply[0], negative=negative[0], latent_image=latent[0], seed=1, steps=20, cfg=5.0, "
-        "sampler_name="uni_pc", scheduler="simple"
-    )
+        "KSampler", 4, model=shifted[0], positive=apply[0], negative=negative[0], latent_image=latent[0],
+        seed=1, steps=20, cfg=5.0, sampler_name="uni_pc", scheduler="simple",
+    )  # fmt: skip
     frames = graph.add("VAEDecode", 4, samples=sampler[0], vae=vae[0])
     graph.add("SaveAnimatedWEBP", 5, images=frames[0], filename_prefix="safe-video", fps=24.0, lossless=False, quality=85, method="default")
     return graph
@@ -251,8 +247,8 @@ def guard_for_hosts() -> Template:
     """The Guard."""
     graph = Template(
         "# A guard for hosts\n\n**Safety Direction CLIP** steers every prompt; the **Guard** on the model lets only such conditioning reach "
-        "the sampler that was steered with its very settings (strict), "
-        "steers the rest, and gives negative prompts their force back. Set on_flag to refuse to stop the run instead.\n\n"
+        "the sampler that was steered with its very settings (strict), steers the rest, and gives negative prompts their force back. Set "
+        "on_flag to refuse to stop the run instead.\n\n"
         "To do this to every graph that anybody queues, set SAFETY_DIRECTION_POLICY on the server: see the README, For hosts."
     )
     base = graph.add("CheckpointLoaderSimple", 0, ckpt_name="sd_xl_base_1.0.safetensors")
@@ -288,8 +284,8 @@ def strength_sweep() -> Template:
     """How much is too much."""
     graph = Template(
         "# How much is too much?\n\n**Strength Sweep** steers one prompt at several strengths and plots its score. The sampler behind it "
-        "runs once for each, "
-        "and **Label Grid** puts the pictures side by side.\n\nAny sampler will do: the sweep only gives it a list of conditionings."
+        "runs once for each, and **Label Grid** puts the pictures side by side.\n\nAny sampler will do: the sweep only gives it a list of "
+        "conditionings."
     )
     base = graph.add("CheckpointLoaderSimple", 0, ckpt_name="sd_xl_base_1.0.safetensors")
     aligned = _aligned(graph, base[1])
@@ -300,9 +296,9 @@ def strength_sweep() -> Template:
     graph.add("PreviewImage", 3, "words at every strength", images=sweep[3])
     latent = graph.add("EmptyLatentImage", 3, width=1024, height=1024)
     sampler = graph.add(
-        "KSampler", 4, model=base[0], positive=sweep[0], negative=negative[0], latent_image=latent[0], seed=1, steps=25, cfg=7.0, "
-        "sampler_name="dpmpp_2m", scheduler="karras"
-    )
+        "KSampler", 4, model=base[0], positive=sweep[0], negative=negative[0], latent_image=latent[0],
+        seed=1, steps=25, cfg=7.0, sampler_name="dpmpp_2m", scheduler="karras",
+    )  # fmt: skip
     picture = graph.add("VAEDecode", 4, samples=sampler[0], vae=base[2])
     grid = graph.add("SafetyDirectionGrid", 4, images=picture[0], label=sweep[1])
     graph.add("SaveImage", 5, images=grid[0], filename_prefix="sweep")
@@ -313,9 +309,8 @@ def estimate_your_own() -> Template:
     """From a language model of one's own."""
     graph = Template(
         "# A direction of your own\n\nPut a language model into models/LLM (a Hugging Face folder or a GGUF file) and choose it in "
-        "**Estimate**. A small one takes minutes, "
-        "a large one hours; a larger one finds more.\n\nThe direction lands in models/safety_directions, and Load Safety Direction lists it "
-        "from then on. GGUF needs: pip install gguf accelerate"
+        "**Estimate**. A small one takes minutes, a large one hours; a larger one finds more.\n\nThe direction lands in "
+        "models/safety_directions, and Load Safety Direction lists it from then on. GGUF needs: pip install gguf accelerate"
     )
     clip = graph.add("SafetyDirectionSmallEncoder", 0)
     direction = graph.add("SafetyDirectionEstimate", 1, model="SmolLM2-135M-Instruct.Q4_1.gguf")
@@ -342,8 +337,7 @@ def try_with_small_encoder() -> Template:
         apply = graph.add("SafetyDirectionApply", column, conditioning=plain[0], aligned=aligned[0])
         for at, when, conditioning in ((column, "before", plain), (column + 1, "after", apply)):
             inspect = graph.add(
-                "SafetyDirectionInspect", at, f"Inspect {title}, {when}", conditioning=conditioning[0], aligned=aligned[0], clip=clip[0], "
-                "prompt=prompt[0]
+                "SafetyDirectionInspect", at, f"Inspect {title}, {when}", conditioning=conditioning[0], aligned=aligned[0], clip=clip[0], prompt=prompt[0]
             )
             graph.add("PreviewImage", at, f"{title}, {when}", images=inspect[0])
         if title == "unsafe prompt":

@@ -10,7 +10,8 @@ from PIL import Image, ImageDraw
 from .fonts import font_for, plain
 
 if TYPE_CHECKING:
-    from .encoders import Reading, Word
+    from .encoders import Reading
+    from .words import Word
 
 Colour = tuple[int, int, int]
 

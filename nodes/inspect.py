@@ -11,6 +11,7 @@ from ..directions.direction import GLOBAL
 from . import encoders
 from .heatmap import THEMES, draw, labels, word_scores
 from .sockets import CATEGORY, Aligned
+from .words import Word
 
 
 class InspectConditioning(io.ComfyNode):
@@ -63,7 +64,7 @@ class InspectConditioning(io.ComfyNode):
         return io.NodeOutput(picture, after.score, after.flagged, text, ui=shown)
 
 
-def _worst_words(after: encoders.Reading, before: encoders.Reading | None, words: Sequence[encoders.Word] | None, name: str, count: int = 6) -> str:
+def _worst_words(after: encoders.Reading, before: encoders.Reading | None, words: Sequence[Word] | None, name: str, count: int = 6) -> str:
     """The most unsafe words, in words."""
     if not words:
         return ""
@@ -76,7 +77,7 @@ def _worst_words(after: encoders.Reading, before: encoders.Reading | None, words
     return f"\n{'all together' if name == GLOBAL else name}, most unsafe words: {', '.join(parts)}{missing}"
 
 
-def _for_page(after: encoders.Reading, before: encoders.Reading | None, words: Sequence[encoders.Word] | None) -> dict[str, Any]:
+def _for_page(after: encoders.Reading, before: encoders.Reading | None, words: Sequence[Word] | None) -> dict[str, Any]:
     """What web/js/preview.js draws in the node."""
 
     def names(reading: encoders.Reading) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from PIL import Image
 from .heatmap import GAP, MARGIN, SCALE, THEMES, WIDTH, Sheet, blend, colour, flow, ink_on, labels, width_of, word_scores
 
 if TYPE_CHECKING:
-    from .encoders import Swept, Word
+    from .encoders import Swept
+    from .words import Word
 
 MODE_COLOURS = {"gate": (34, 150, 94), "add": (222, 120, 24), "project": (140, 92, 206)}
 

@@ -10,7 +10,7 @@ minilm     a trained encoder from a pip package
 
 from .alignment import align_encoder, check_encoder, fingerprint
 from .minilm import load_minilm
-from .reading import Reading, Word, inspect_conditioning, prompt_words
+from .reading import Reading, inspect_conditioning, prompt_words
 from .steering import Refused, StaleAlignment, guard_model, is_steered, steer_clip, steer_conditioning
 from .sweep import Swept, progress, sweep_conditioning
 
@@ -19,7 +19,6 @@ __all__ = [
     "Refused",
     "StaleAlignment",
     "Swept",
-    "Word",
     "align_encoder",
     "check_encoder",
     "fingerprint",

@@ -38,15 +38,18 @@ function chain(node, name, after) {
   };
 }
 
-function watch(node, look) {
+function watch(node, look, close) {
   refreshers.add(look);
-  chain(node, "onRemoved", () => refreshers.delete(look));
+  chain(node, "onRemoved", () => {
+    refreshers.delete(look);
+    close();
+  });
   chain(node, "onConnectionsChange", refresh);
   refresh();
 }
 
 function addFacts(node, [kind, name]) {
-  const { show } = addPanel(node, "about this file", 96);
+  const { show, close } = addPanel(node, "about this file");
   const picker = widget(node, name);
   let shown;
   const look = async () => {
@@ -68,11 +71,11 @@ function addFacts(node, [kind, name]) {
     show(element("div", { className: "facts" }, ...rows.flatMap(([label, text]) => [element("span", { className: "faint" }, label), element("span", {}, text || "not stated")])));
   };
   if (picker) chain(picker, "callback", refresh);
-  watch(node, look);
+  watch(node, look, close);
 }
 
 function addCategories(node, name) {
-  const { show } = addPanel(node, "categories of this direction");
+  const { show, close } = addPanel(node, "categories of this direction");
   const input = widget(node, name);
   const many = name === "categories";
   let key;
@@ -104,12 +107,12 @@ function addCategories(node, name) {
   };
   if (input) {
     chain(input, "callback", refresh);
-    watch(node, look);
+    watch(node, look, close);
   }
 }
 
 function addPreview(node) {
-  const { show } = addPanel(node, "reading", 40);
+  const { show, close } = addPanel(node, "reading");
   const category = widget(node, "category");
   const choose = (name) => {
     category.value = name;
@@ -129,7 +132,7 @@ function addPreview(node) {
     node.properties[READING] = reading;
     refresh();
   });
-  watch(node, look);
+  watch(node, look, close);
 }
 
 function addBadge(node) {

@@ -40,23 +40,22 @@ export function addStyle() {
 }
 
 /** An element in a node that is no input of it: not sent, not saved. It is as high as what is in it. */
-export function addPanel(node, name, least = 24) {
-  const panel = element("div", { className: "safety-direction" });
-  let height = least;
+export function addPanel(node, name) {
+  const body = element("div", { className: "body" });
+  const panel = element("div", { className: "safety-direction" }, body);
+  let height = 28;
   const added = node.addDOMWidget(name, "safety_direction", panel, { serialize: false, hideOnZoom: false, getMinHeight: () => height, getMaxHeight: () => height });
   added.serialize = false;
-  const show = (...children) => {
-    panel.replaceChildren(...children);
-    requestAnimationFrame(() => {
-      const lowest = Math.max(0, ...[...panel.children].map((child) => child.offsetTop + child.offsetHeight - panel.offsetTop));
-      const wanted = Math.max(least, lowest + 6);
-      if (panel.isConnected && Math.abs(wanted - height) > 2) {
-        height = wanted;
-        const [width, room] = node.computeSize();
-        node.setSize([Math.max(node.size[0], width), room]);
-        node.graph?.setDirtyCanvas(true, true);
-      }
-    });
+  const fit = () => {
+    const wanted = body.offsetHeight + 8;
+    if (!body.offsetHeight || Math.abs(wanted - height) < 3) return;
+    const grows = wanted > height;
+    height = wanted;
+    const least = node.computeSize()[1];
+    if (least > node.size[1] || !grows) node.setSize([node.size[0], least]);
+    node.graph?.setDirtyCanvas(true, true);
   };
-  return { panel, show };
+  const observer = new ResizeObserver(() => requestAnimationFrame(fit));
+  observer.observe(body);
+  return { show: (...children) => body.replaceChildren(...children), close: () => observer.disconnect() };
 }
