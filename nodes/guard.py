@@ -18,7 +18,7 @@ class SafetyDirectionGuard(io.ComfyNode):
             display_name="Safety Direction Guard",
             category=CATEGORY,
             description="Steers whatever reaches the sampler through this model; what this direction already steered passes as it is.",
-            search_aliases=["nsfw", "safe", "censor", "safety filter", "safety checker"],
+            search_aliases=["nsfw", "safe", "censor", "safety filter", "concept slider", "safety checker"],
             inputs=[
                 io.Model.Input("model", tooltip="The diffusion model that the sampler will use."),
                 *settings.steering_inputs(),
