@@ -107,9 +107,8 @@ class Page:
 def chromium():
     if not CHROMIUM:
         pytest.skip("no Chromium: apt-get install chromium (or set CHROMIUM to its path)")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
+    api = pytest.importorskip("playwright.sync_api", reason="no playwright: python3 -m demo.environment test (or pip install playwright)")
+    with api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
         yield browser
         browser.close()

@@ -20,6 +20,12 @@ CHIPS = """(type) => {
   const node = app.graph.nodes.find((one) => one.type === type);
   return [...node.widgets.find((one) => one.name === "categories of this direction").element.querySelectorAll("button")].map((one) => one.textContent);
 }"""
+RED = """() => app.graph.nodes
+  .filter((node) => node.has_errors || (!node.constructor.nodeData && node.type !== "MarkdownNote"))
+  .map((node) => node.type)"""
+MISSING_FILES = """() => app.graph.nodes
+  .flatMap((node) => (node.widgets ?? []).filter((one) => one.options?.values?.length && !one.options.values.includes(one.value)))
+  .map((one) => one.value)"""
 UNSAFE = "Inspect unsafe prompt, after"
 OUT = ROOT / "demo-output" / "browser"
 
@@ -33,9 +39,8 @@ def pictures(page):
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_a_template_opens_without_a_missing_node_or_a_red_box(page, name):
     page.open(name)
-    assert page.run("() => app.graph.nodes.filter((node) => node.has_errors || !node.constructor.nodeData && node.type !== 'MarkdownNote').map((node) => node.type)") == []
-    missing = page.run("() => app.graph.nodes.flatMap((n) => (n.widgets ?? []).filter((w) => w.options?.values?.length && !w.options.values.includes(w.value)).map((w) => w.value))")
-    assert missing == []
+    assert page.run(RED) == []
+    assert page.run(MISSING_FILES) == []
     assert not page.tab.get_by_text("Missing Node", exact=False).count()
     page.look_at()
     page.tab.screenshot(path=OUT / f"{name}.png")
@@ -45,8 +50,8 @@ def test_the_template_browser_lists_them_with_pictures(page):
     page.run("() => app.extensionManager.command.execute('Comfy.BrowseTemplates')")
     page.wait("() => document.querySelector('[role=dialog]')")
     page.tab.keyboard.press("Escape")
-    served = page.run("async (name) => { const r = await fetch(`/api/workflow_templates/safety-directions/${name}.jpg`); return r.headers.get('content-type'); }", TEMPLATES[0])
-    assert served == "image/jpeg"
+    kind = "async (name) => (await fetch(`/api/workflow_templates/safety-directions/${name}.jpg`)).headers.get('content-type')"
+    assert {page.run(kind, name) for name in TEMPLATES} == {"image/jpeg"}
 
 
 def test_the_picker_shows_what_a_file_is_before_it_is_used(page):
@@ -146,7 +151,11 @@ def test_a_badge_tells_aligned_stale_and_double(page):
           app.graph.nodes.find((n) => n.type === "SafetyDirectionAlign").connect(0, second, "aligned");
         }"""
     )
-    states = page.run("() => app.graph.nodes.filter((n) => n.type === 'SafetyDirectionApply').map((n) => n.badges.map((b) => (typeof b === 'function' ? b() : b).text).join())")
+    states = page.run(
+        """() => app.graph.nodes
+          .filter((node) => node.type === "SafetyDirectionApply")
+          .map((node) => node.badges.map((badge) => (typeof badge === "function" ? badge() : badge).text).join())"""
+    )
     assert "aligned" in states[0] and "double" in states[1]
 
 
