@@ -84,7 +84,7 @@ class Sheet:
 
     def pixels(self) -> np.ndarray:
         """uint8 [height, width, 3]"""
-        return np.asarray(self.image)
+        return np.array(self.image)
 
 
 def width_of(words: str, size: int) -> float:

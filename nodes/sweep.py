@@ -31,7 +31,8 @@ def read_settings(modes: str, alphas: str, budget: float, categories: str) -> li
     names = list(dict.fromkeys(part.strip() for part in modes.split(",") if part.strip()))
     wrong = [name for name in names if name not in MODES]
     if wrong or not names:
-        raise ValueError(f"modes: {wrong[0]!r} is not a mode" if wrong else "modes: none is named" + f"; write some of {', '.join(MODES)}, with commas")
+        fault = f"{wrong[0]!r} is not a mode" if wrong else "none is named"
+        raise ValueError(f"modes: {fault}; write some of {', '.join(MODES)}, with commas")
     strengths = []
     for part in filter(None, (part.strip() for part in alphas.split(","))):
         try:

@@ -13,9 +13,12 @@ import pytest
 import directions
 from demo.comfyui import PACK, ROOT, Server
 from demo.templates import MODELS
+from tests.few import few
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync")
+#: A person who has been here before: no tour of the templates over the graph.
+SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False}
 
 
 @pytest.fixture(scope="session")
@@ -30,16 +33,8 @@ def studio() -> Iterator[Server]:
         (models / "LLM" / "SmolLM2-135M-Instruct.Q4_1.gguf").touch()
         folder = models / "safety_directions"
         folder.mkdir(exist_ok=True)
-        whole = directions.load("smollm2-135m-instruct")
-        kept = {"global", "sexual", "violence"}
-        replace(
-            whole,
-            anchor_states=whole.anchor_states[:400],
-            anchor_prompts=whole.anchor_prompts[:400],
-            vectors={name: vector for name, vector in whole.vectors.items() if name in kept},
-            readers={name: reader for name, reader in whole.readers.items() if name in kept},
-            licence="CC0-1.0",
-        ).save(folder / "two-categories.safetensors")
+        cut = few(directions.load("smollm2-135m-instruct"), categories=("sexual", "violence"))
+        replace(cut, licence="CC0-1.0").save(folder / "two-categories.safetensors")
         yield running
 
 
@@ -54,7 +49,8 @@ class Page:
         tab.on("console", lambda message: self.messages.append((message.type, message.text, message.location.get("url", ""))))
         tab.on("pageerror", lambda error: self.messages.append(("pageerror", str(error), error.stack or "")))
         tab.on("request", lambda request: self.requests.append(request.url))
-        tab.set_default_timeout(180_000)
+        tab.set_default_timeout(60_000)
+        tab.request.post(f"{url}/settings", data=SETTINGS)
         self.load()
 
     def load(self) -> None:

@@ -7,7 +7,8 @@ import pytest
 from demo.comfyui import ROOT
 
 TEMPLATES = sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
-NODE = "(type) => app.graph.nodes.find((node) => node.type === type)"
+# By id: a node that was clicked comes to the front, and is then the last in the graph's list.
+NODE = "(type) => [...app.graph.nodes].sort((a, b) => a.id - b.id).find((node) => node.type === type)"
 PREVIEW = """(title) => {
   const node = app.graph.nodes.find((one) => one.title === title);
   return node.widgets.find((one) => one.name === "reading").element.innerText;
@@ -16,10 +17,10 @@ COLOURS = """(title) => {
   const node = app.graph.nodes.find((one) => one.title === title);
   return [...node.widgets.find((one) => one.name === "reading").element.querySelectorAll(".words span")].map((word) => word.getAttribute("style"));
 }"""
-CHIPS = """(type) => {
-  const node = app.graph.nodes.find((one) => one.type === type);
+CHIPS = f"""(type) => {{
+  const node = ({NODE})(type);
   return [...node.widgets.find((one) => one.name === "categories of this direction").element.querySelectorAll("button")].map((one) => one.textContent);
-}"""
+}}"""
 RED = """() => app.graph.nodes
   .filter((node) => node.has_errors || (!node.constructor.nodeData && node.type !== "MarkdownNote"))
   .map((node) => node.type)"""
@@ -73,11 +74,10 @@ def test_the_categories_follow_the_chosen_file(page):
 
 def press(page, kind, text):
     page.run(
-        """([type, text]) => {
-          const node = app.graph.nodes.find((one) => one.type === type);
-          const panel = node.widgets.find((one) => one.name === "categories of this direction").element;
+        f"""([type, text]) => {{
+          const panel = ({NODE})(type).widgets.find((one) => one.name === "categories of this direction").element;
           [...panel.querySelectorAll("button")].find((one) => one.textContent === text).click();
-        }""",
+        }}""",
         [kind, text],
     )
 
@@ -85,6 +85,8 @@ def press(page, kind, text):
 def test_what_a_person_does_from_queueing_to_reloading(page):
     page.open("try-with-small-encoder", "two-categories")
     page.wait(f"() => ({CHIPS})('SafetyDirectionApply').length === 3")
+    # Whether gate acts is the direction's affair; add always does.
+    page.run("() => app.graph.nodes.filter((n) => n.type === 'SafetyDirectionApply').forEach((n) => { n.widgets.find((w) => w.name === 'mode').value = 'add'; })")
     page.queue()
     page.wait(f"() => ({PREVIEW})('{UNSAFE}').includes('before steering')")
     words = page.run(PREVIEW, UNSAFE)

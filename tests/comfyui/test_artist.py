@@ -47,7 +47,7 @@ def test_inspect_shows_a_steered_prompt_as_it_was_and_as_it_is(tiny):
     result = tiny.queue(graph())
     plain, steered = shown(result, "plain"), shown(result, "steered")
     assert plain["before"] is None and steered["before"] == plain["after"]
-    assert steered["after"]["global"]["score"] < steered["before"]["global"]["score"] - 3
+    assert steered["after"]["global"]["score"] < min(steered["before"]["global"]["score"] - 2, 1)  # to where harmless prompts are
     assert set(steered["after"]) == {"global", "disturbing", "hate", "humiliation", "illegal", "sexual", "violence"}
     low, high = plain["after"]["global"]["band"]
     assert low < 0 < high < plain["after"]["global"]["threshold"]
@@ -83,7 +83,7 @@ def test_a_category_colours_the_words_by_its_own_scores(tiny):
 
 
 def test_apply_says_whether_it_steered_or_found_it_steered(tiny):
-    twice = graph()
+    twice = graph(alpha=4.0)  # a strength of its own: a node whose output is cached says nothing
     twice["again"] = {"class_type": "SafetyDirectionApply", "inputs": twice["apply"]["inputs"] | {"conditioning": ["apply", 0]}}
     twice["steered"]["inputs"]["conditioning"] = ["again", 0]
     result = tiny.queue(twice)
@@ -214,7 +214,7 @@ def test_the_page_is_told_what_a_file_is_and_no_other_file(tiny):
     facts = ask(tiny, "/safety_directions/direction/few")
     assert facts["source"] == "smollm2-135m-instruct" and len(facts["categories"]) == 6 and facts["anchors"] == 400 and facts["licence"] == "Apache-2.0"
     (tiny.base / "models" / "safety_directions" / "broken.safetensors").write_bytes(b"not a file")
-    assert "too short" in ask(tiny, "/safety_directions/direction/broken")["error"]
+    assert "not safetensors" in ask(tiny, "/safety_directions/direction/broken")["error"]
     for name in ("%2e%2e%2f%2e%2e%2fcomfyui", "..%2Faligned%2Ffew-minilm", "nothing"):
         assert ask(tiny, f"/safety_directions/direction/{name}").keys() == {"name", "error"}
 

@@ -25,6 +25,8 @@ const CSS = `
 .safety-direction svg { display: block; width: 100%; height: 14px; }
 `;
 
+const MARGIN = 5; // around a panel, in pixels
+
 export function element(tag, attributes = {}, ...children) {
   const made = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
@@ -44,10 +46,10 @@ export function addPanel(node, name) {
   const body = element("div", { className: "body" });
   const panel = element("div", { className: "safety-direction" }, body);
   let height = 28;
-  const added = node.addDOMWidget(name, "safety_direction", panel, { serialize: false, hideOnZoom: false, getMinHeight: () => height, getMaxHeight: () => height });
+  const added = node.addDOMWidget(name, "safety_direction", panel, { serialize: false, hideOnZoom: false, margin: MARGIN, getMinHeight: () => height, getMaxHeight: () => height });
   added.serialize = false;
   const fit = () => {
-    const wanted = body.offsetHeight + 8;
+    const wanted = body.offsetHeight + 2 * MARGIN + 2;
     if (!body.offsetHeight || Math.abs(wanted - height) < 3) return;
     const grows = wanted > height;
     height = wanted;
