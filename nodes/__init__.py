@@ -7,13 +7,17 @@ from comfy_api.latest import ComfyExtension, io
 from .align import AlignSafetyDirection
 from .apply import ApplySafetyDirection
 from .clip import SafetyDirectionCLIP
+from .estimate import EstimateSafetyDirection, register_sources
 from .guard import SafetyDirectionGuard
 from .host import register as register_host
 from .inspect import InspectConditioning
 from .judge import JudgeImages
 from .load import LoadSafetyDirection, load_by_name, register_folder
+from .page import add_routes
 from .refusal import SafetyDirectionRefusal
+from .share import LoadAlignedDirection, SaveAlignedDirection
 from .small_encoder import LoadSmallTextEncoder
+from .sweep import LabelGrid, StrengthSweep
 
 
 class SafetyDirections(ComfyExtension):
@@ -21,6 +25,8 @@ class SafetyDirections(ComfyExtension):
 
     async def on_load(self) -> None:
         register_folder()
+        register_sources()
+        add_routes()
         register_host(load_by_name)
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
@@ -31,6 +37,11 @@ class SafetyDirections(ComfyExtension):
             SafetyDirectionCLIP,
             SafetyDirectionGuard,
             InspectConditioning,
+            StrengthSweep,
+            LabelGrid,
+            EstimateSafetyDirection,
+            SaveAlignedDirection,
+            LoadAlignedDirection,
             JudgeImages,
             LoadSmallTextEncoder,
             SafetyDirectionRefusal,

@@ -20,9 +20,9 @@ class AlignSafetyDirection(io.ComfyNode):
             category=CATEGORY,
             description="Fits the direction to the text encoder that is loaded. It encodes a few thousand harmless "
             "prompts, once; the result is kept on disk.",
-            search_aliases=["nsfw", "safe", "safety"],
+            search_aliases=["nsfw", "safe", "safety", "concept slider"],
             inputs=[
-                Direction.Input("direction"),
+                Direction.Input("direction", tooltip="What Load Safety Direction gives."),
                 io.Clip.Input("clip", tooltip="The text encoder that your prompts go through."),
                 io.Combo.Input(
                     "method",
@@ -31,7 +31,7 @@ class AlignSafetyDirection(io.ComfyNode):
                     tooltip="How the two spaces are matched. auto: whichever fits held-out harmless prompts best.",
                 ),
             ],
-            outputs=[Aligned.Output(display_name="aligned")],
+            outputs=[Aligned.Output(display_name="aligned", tooltip="For Apply, CLIP, Guard, Inspect and Sweep.")],
         )
 
     @classmethod

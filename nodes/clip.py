@@ -18,9 +18,14 @@ class SafetyDirectionCLIP(io.ComfyNode):
             display_name="Safety Direction CLIP",
             category=CATEGORY,
             description="Steers every prompt encoded with this CLIP, whatever node encodes it. Also a negative prompt; see the help.",
-            search_aliases=["nsfw", "safe", "censor", "safety filter", "text encoder"],
-            inputs=[io.Clip.Input("clip"), Aligned.Input("aligned"), *settings.steering_inputs(), settings.on_flag_input()],
-            outputs=[io.Clip.Output()],
+            search_aliases=["nsfw", "safe", "censor", "safety filter", "concept slider", "text encoder"],
+            inputs=[
+                io.Clip.Input("clip", tooltip="The text encoder, behind its LoRAs; the very one that was aligned."),
+                Aligned.Input("aligned", tooltip="The direction, aligned to the CLIP that encodes the prompt."),
+                *settings.steering_inputs(),
+                settings.on_flag_input(),
+            ],
+            outputs=[io.Clip.Output(tooltip="Steers whatever is encoded with it.")],
         )
 
     @classmethod

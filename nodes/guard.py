@@ -18,9 +18,9 @@ class SafetyDirectionGuard(io.ComfyNode):
             display_name="Safety Direction Guard",
             category=CATEGORY,
             description="Steers whatever reaches the sampler through this model; what this direction already steered passes as it is.",
-            search_aliases=["nsfw", "safe", "censor", "safety filter", "safety checker"],
+            search_aliases=["nsfw", "safe", "censor", "safety filter", "concept slider", "safety checker"],
             inputs=[
-                io.Model.Input("model"),
+                io.Model.Input("model", tooltip="The diffusion model that the sampler will use."),
                 *settings.steering_inputs(),
                 Aligned.Input("aligned", optional=True, tooltip="For conditioning that carries none: not encoded with a Safety Direction CLIP."),
                 io.Combo.Input(
@@ -38,7 +38,7 @@ class SafetyDirectionGuard(io.ComfyNode):
                     tooltip="Lets only conditioning pass that was steered with these very settings. For hosts; off, any settings of the same direction will do.",
                 ),
             ],
-            outputs=[io.Model.Output()],
+            outputs=[io.Model.Output(tooltip="Steers what reaches a sampler through it.")],
         )
 
     @classmethod

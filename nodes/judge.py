@@ -77,7 +77,7 @@ class JudgeImages(io.ComfyNode):
             description="Says which pictures are unsafe (NudeNet or an ONNX classifier), and measures CLIP score, and FID and CMMD to a reference batch.",
             search_aliases=["nsfw", "nudenet", "safety checker", "fid", "clip score"],
             inputs=[
-                io.Image.Input("images"),
+                io.Image.Input("images", tooltip="The pictures to judge; the frames of a video count as pictures."),
                 io.Combo.Input(
                     "judge",
                     options=list(available_judges()),

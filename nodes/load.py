@@ -19,7 +19,8 @@ def register_folder() -> None:
     folder_paths.add_model_folder_path(FOLDER, os.path.join(folder_paths.models_dir, FOLDER), is_default=True)
 
 
-def _folders() -> list[str]:
+def folders() -> list[str]:
+    """Where directions lie beside the pack's library; the first is models/safety_directions."""
     return folder_paths.get_folder_paths(FOLDER) if FOLDER in folder_paths.folder_names_and_paths else []
 
 
@@ -30,9 +31,9 @@ def load_by_name(name: str) -> DirectionFile:
         ValueError: there is none of that name; a graph can send any text, and only listed names are opened.
         DirectionFormatError: what is wrong with the file, and where.
     """
-    if name not in available(_folders()):
+    if name not in available(folders()):
         raise ValueError(f"there is no direction {name!r} in the library or in models/{FOLDER}")
-    return load(name, _folders())
+    return load(name, folders())
 
 
 class LoadSafetyDirection(io.ComfyNode):
@@ -49,22 +50,22 @@ class LoadSafetyDirection(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "direction",
-                    options=list(available(_folders())),
+                    options=list(available(folders())),
                     tooltip="A file from the pack's library or from models/safety_directions.",
                 )
             ],
-            outputs=[Direction.Output(display_name="direction")],
+            outputs=[Direction.Output(display_name="direction", tooltip="For Align Safety Direction.")],
         )
 
     @classmethod
     def validate_inputs(cls, direction: str) -> bool | str:
-        if direction not in available(_folders()):
+        if direction not in available(folders()):
             return f"there is no direction {direction!r} in the library or in models/{FOLDER}"
         return True
 
     @classmethod
     def fingerprint_inputs(cls, direction: str) -> str:
-        path = available(_folders()).get(direction)
+        path = available(folders()).get(direction)
         return f"{path}:{path.stat().st_mtime_ns}" if path else direction
 
     @classmethod

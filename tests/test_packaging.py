@@ -69,8 +69,8 @@ def test_the_archive_holds_what_runs_and_is_small(archive):
     with zipfile.ZipFile(archive) as content:
         names = set(content.namelist())
     assert archive.stat().st_size < 20e6
-    assert {name.partition("/")[0] for name in names if "/" in name} <= {"directions", "nodes", "web", "workflows", "locales"}
-    wanted = {name for name in files_of_the_repository() if name.startswith(("directions/", "nodes/", "web/", "workflows/", "locales/"))}
+    assert {name.partition("/")[0] for name in names if "/" in name} <= {"directions", "nodes", "web", "workflows", "locales", "subgraphs"}
+    wanted = {name for name in files_of_the_repository() if name.startswith(("directions/", "nodes/", "web/", "workflows/", "locales/", "subgraphs/"))}
     assert wanted <= names and {"__init__.py", "pyproject.toml", "LICENSE", "README.md"} <= names
 
 

@@ -22,7 +22,7 @@ from ...directions.files import DirectionFormatError
 from . import layout
 from .batching import BatchReader
 from .identity import identify
-from .steering import unsteered
+from .steering import StaleAlignment, unsteered
 
 REPORT = 16
 PADDING_PROMPTS, PADDING_ROWS = 36, 24
@@ -78,12 +78,12 @@ def fingerprint(clip: Any, aligned: AlignedEncoder) -> dict[str, Tensor]:
 
 
 def check_encoder(clip: Any, aligned: AlignedEncoder) -> None:
-    """Raise ValueError when `aligned` was made for another encoder, or for this one before a LoRA or another layer changed it."""
+    """Raise StaleAlignment when `aligned` was made for another encoder, or for this one before a LoRA or another layer changed it."""
     probes = fingerprint(clip, aligned)
     if not aligned.fits(probes):
         expected, found = ({name: len(probe) for name, probe in some.items()} for some in (aligned.probes, probes))
         what = f"slots {expected}, this one has {found}" if expected != found else "other weights: another encoder, a LoRA, or another layer"
-        raise ValueError(f"this alignment was made for an encoder with {what}. Connect Align Safety Direction to the CLIP that comes in here")
+        raise StaleAlignment(f"this alignment was made for an encoder with {what}. Connect Align Safety Direction to the CLIP that comes in here")
 
 
 def _rows(tokens: Any, output: Mapping[str, Any], places: Mapping[str, Place], edges: Mapping[str, layout.Edges]) -> dict[str, Tensor]:

@@ -4,25 +4,56 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
+from ...directions.aligned import AlignedDirection
+from ...directions.direction import GLOBAL
 from ...directions.encoder import AlignedEncoder
+from ..words import Word, words_of
 from .layout import find_edges, streams
-from .steering import Entry, check_entry, select, slot_content
+from .steering import Entry, before_steering, check_entry, select, slot_content
+
+BAND = 0.95
+"""Share of harmless prompts inside the band that pictures draw."""
+
+
+class Scores(NamedTuple):
+    """What one name (`global` or a category) reads, in benign standard deviations.
+
+    Attributes:
+        tokens: of each content token.
+        prompt: of the whole prompt.
+        threshold: what a share `budget` of harmless prompts exceeds.
+        band: between these lie 95% of harmless prompts.
+    """
+
+    tokens: list[float]
+    prompt: float
+    threshold: float
+    band: tuple[float, float]
 
 
 class Reading(NamedTuple):
-    """What Inspect Conditioning found; scores in benign standard deviations."""
+    """What a conditioning scores."""
 
-    tokens: list[float]
-    score: float
-    threshold: float
+    names: dict[str, Scores]
     flagged: bool
     budget: float
-    categories: dict[str, float]
 
     @property
-    def category(self) -> str:
-        """The category that scores highest."""
-        return max(self.categories, key=self.categories.__getitem__) if self.categories else "global"
+    def score(self) -> float:
+        """Of the whole prompt."""
+        return self.names[GLOBAL].prompt
+
+    @property
+    def threshold(self) -> float:
+        """Above it the prompt is flagged."""
+        return self.names[GLOBAL].threshold
+
+    @property
+    def categories(self) -> dict[str, float]:
+        """Each category's score of the whole prompt."""
+        return {name: scores.prompt for name, scores in self.names.items() if name != GLOBAL}
 
     def text(self) -> str:
         """The reading in words."""
@@ -31,38 +62,52 @@ class Reading(NamedTuple):
         return f"{verdict}: score {self.score:+.2f}, threshold {self.threshold:+.2f} at a budget of {self.budget:.1%} ({parts})"
 
 
-def inspect_conditioning(conditioning: list, aligned: AlignedEncoder, budget: float) -> Reading:
-    """Score the first entry of a conditioning list on its `cond`; of several segments, the one that scores highest."""
-    if not conditioning:
+def inspect_conditioning(conditioning: list, aligned: AlignedEncoder, budget: float) -> tuple[Reading, Reading | None]:
+    """Score a conditioning list's `cond` as it is, and as it was before this direction steered it (None where it wasn't).
+
+    Of several entries the first steered one counts, or the first; of several segments the one that scores highest.
+    """
+    entries: list[Entry] = [(cond, extras) for cond, extras in conditioning]
+    if not entries:
         raise ValueError("this conditioning list is empty")
-    entry = (conditioning[0][0][:1], conditioning[0][1])
-    check_entry(entry, aligned)
-    found = [_read(entry, aligned, name, budget) for name, place in aligned.places.items() if place.tensor == "cond"]
-    return max(found, key=lambda reading: reading.score - reading.threshold)
+    origins = [before_steering(entry, aligned) for entry in entries]
+    entry, before = next(((e, o) for e, o in zip(entries, origins) if o is not None), (entries[0], None))
+    for one in (entry, before):
+        if one is not None:
+            check_entry(one, aligned)
+    pairs = []
+    for name, place in aligned.places.items():
+        if place.tensor == "cond":
+            mask = slot_content(_first(before or entry), aligned, name)
+            pairs.append((_read(entry, aligned, name, budget, mask), _read(before, aligned, name, budget, mask) if before else None))
+    return max(pairs, key=lambda pair: (pair[0].flagged, (pair[1] or pair[0]).score - pair[0].threshold))
 
 
-def _read(entry: Entry, aligned: AlignedEncoder, name: str, budget: float) -> Reading:
-    slot, states, mask = aligned.slots[name], select(entry[0], aligned.places[name]), slot_content(entry, aligned, name)
+def _first(entry: Entry) -> Entry:
+    return entry[0][:1], entry[1]
+
+
+def _read(entry: Entry, aligned: AlignedEncoder, name: str, budget: float, mask: Tensor | None) -> Reading:
     assert mask is not None
-    return Reading(
-        tokens=slot.score(states)[mask].tolist(),
-        score=slot.prompt_score(states, mask=mask)[0].item(),
-        threshold=slot.threshold(budget),
-        flagged=bool(slot.flagged(states, budget, mask=mask)[0]),
-        budget=budget,
-        categories={category: slot.prompt_score(states, category, mask)[0].item() for category in slot.categories},
-    )
+    slot, states = aligned.slots[name], select(_first(entry)[0], aligned.places[name])
+    names = {each: _scores(slot, states, mask, each, budget) for each in slot.names}
+    return Reading(names, bool(slot.flagged(states, budget, mask=mask)[0]), budget)
 
 
-def token_labels(clip: Any, prompt: str, count: int) -> list[str] | None:
-    """The text of each content token, from the tokenizer whose number of them agrees; None when there is none."""
+def _scores(slot: AlignedDirection, states: Tensor, mask: Tensor, name: str, budget: float) -> Scores:
+    band = slot.threshold((1 + BAND) / 2, name), slot.threshold((1 - BAND) / 2, name)
+    return Scores(slot.score(states, name)[mask].tolist(), slot.prompt_score(states, name, mask)[0].item(), slot.threshold(budget, name), band)
+
+
+def prompt_words(clip: Any, prompt: str, count: int) -> list[Word] | None:
+    """A prompt's words, from the tokenizer that splits it into `count` content tokens; None where there is none."""
     try:
         edges = find_edges(clip)
         for key, sections in streams(clip.tokenize(prompt)).items():
             ids = [section[i][0] for section in sections for i in edges[key].content(section)]
             tokenizer = next(part for name, part in vars(clip.tokenizer).items() if name in (key, f"clip_{key}"))
             if len(ids) == count:
-                return [tokenizer.tokenizer.decode([token]).strip() for token in ids]
+                return words_of(ids, tokenizer.tokenizer.decode)
     except (AttributeError, TypeError, KeyError, StopIteration):
         pass
     return None

@@ -33,6 +33,10 @@ class Refused(ValueError):
     """A prompt scored above the threshold and the node refuses such prompts."""
 
 
+class StaleAlignment(ValueError):
+    """An alignment that was made for another encoder; the message says what to connect."""
+
+
 class Mark(NamedTuple):
     """What a steered entry carries, so that it isn't steered twice."""
 
@@ -40,7 +44,8 @@ class Mark(NamedTuple):
     how: Mapping[str, Any]
     verdict: str | None  # why it was flagged, in words
     seal: bytes
-    original: Entry | None  # the entry as encoded, where a Guard may give it back to a negative prompt
+    before: Entry  # the entry as it came
+    give_back: bool  # whether a Guard may give that back to a negative prompt
 
     def holds(self, entry: Entry) -> bool:
         """Whether this process made the mark, for these very tensors."""
@@ -95,7 +100,7 @@ def check_entry(entry: Entry, aligned: AlignedEncoder) -> None:
         raise ValueError("this conditioning has no tokens")
     width = next((place.columns for place in aligned.places.values() if place.tensor == "cond"), 0)
     if cond.shape[-1] != width:
-        raise ValueError(
+        raise StaleAlignment(
             f"this conditioning is {cond.shape[-1]} wide and the alignment is for an encoder {width} wide: "
             "connect Align Safety Direction to the CLIP that encoded the prompt"
         )
@@ -136,7 +141,7 @@ class Steering:
     how: Mapping[str, Any]
     on_flag: str = "steer"
 
-    def __call__(self, entry: Entry, masks: Mapping[str, Tensor] | None = None, keep_original: bool = False) -> Entry:
+    def __call__(self, entry: Entry, masks: Mapping[str, Tensor] | None = None, give_back: bool = False) -> Entry:
         """The entry, steered and marked.
 
         Args:
@@ -171,7 +176,7 @@ class Steering:
             states[:, content] = slot.steer(own, mask=mask, **self.how)
         self.judge(verdict)
         steered = (changed.pop("cond", entry[0]), {**entry[1], **changed})
-        mark = Mark(self.aligned, self.how, verdict, _seal(steered, self.aligned, self.how), entry if keep_original else None)
+        mark = Mark(self.aligned, self.how, verdict, _seal(steered, self.aligned, self.how), entry, give_back)
         steered[1][MARK] = (*(m for m in entry[1].get(MARK, ()) if isinstance(m, Mark)), mark)
         return steered
 
@@ -225,6 +230,17 @@ def steer_conditioning(
     return out
 
 
+def is_steered(conditioning: list, aligned: AlignedEncoder) -> bool:
+    """Whether the direction of `aligned` already steered an entry of a conditioning list."""
+    return any(_same_direction((cond, extras), aligned) is not None for cond, extras in conditioning)
+
+
+def before_steering(entry: Entry, aligned: AlignedEncoder) -> Entry | None:
+    """The entry as it was before it was steered by the direction of `aligned`; None where it wasn't."""
+    mark = _same_direction(entry, aligned)
+    return mark.before if mark else None
+
+
 def _same_direction(entry: Entry, aligned: AlignedEncoder) -> Mark | None:
     return next((mark for mark in marks(entry) if _sha(mark.aligned) == _sha(aligned)), None)
 
@@ -241,7 +257,7 @@ class _SteeredEncode:
         cond, pooled, *rest = self.inner(tokens, *args, **kwargs)
         found = {**(rest[0] if rest else {}), "pooled_output": pooled}
         masks = content_of_tokens(tokens, self.steering.aligned.places, self.edges, {**found, "cond": cond})
-        cond, steered = self.steering((cond, found), masks, keep_original=True)
+        cond, steered = self.steering((cond, found), masks, give_back=True)
         extras = dict(steered)
         return cond, extras.pop("pooled_output"), extras, *rest[1:]
 
@@ -359,13 +375,13 @@ def _guard_entry(entry: Entry, aligned: AlignedEncoder | None, how: Mapping[str,
     except Refused:
         raise
     except ValueError as error:
-        raise ValueError(f"{GUARD}: {error}") from None
+        raise type(error)(f"{GUARD}: {error}") from None
 
 
 def _give_back(entry: Entry, *_: Any) -> Entry:
     """A negative prompt as it was encoded: steered by a CLIP it would have lost its force."""
     for mark in marks(entry):
-        if mark.original is not None:
-            cond, extras = mark.original
+        if mark.give_back:
+            cond, extras = mark.before
             return cond, {**entry[1], **{place.tensor: extras[place.tensor] for place in mark.aligned.places.values() if place.tensor in extras}}
     return entry

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import pytest
-import torch
 
 import directions
 from demo.comfyui import PACK, ROOT, Server
+from tests.few import few
 from tests.pictures import colour_judge
 
 
@@ -27,7 +26,6 @@ def tiny() -> Iterator[Server]:
     with Server(packs=packs, variables={"OMP_NUM_THREADS": "1"}) as running:
         folder = running.base / "models" / "safety_directions"
         folder.mkdir(exist_ok=True)
-        whole = directions.load("smollm2-135m-instruct")
-        replace(whole, anchor_states=whole.anchor_states[:400], anchor_prompts=whole.anchor_prompts[:400], token_scores=torch.empty(0)).save(folder / "few.safetensors")
+        few(directions.load("smollm2-135m-instruct")).save(folder / "few.safetensors")
         colour_judge(folder / "colour.onnx")
         yield running

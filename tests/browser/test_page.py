@@ -1,0 +1,197 @@
+"""The real page: templates open whole, the demo's runs and shows its words, and what was set is there after a reload."""
+
+from __future__ import annotations
+
+import pytest
+
+from demo.comfyui import ROOT
+
+TEMPLATES = sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
+# By id: a node that was clicked comes to the front, and is then the last in the graph's list.
+NODE = "(type) => [...app.graph.nodes].sort((a, b) => a.id - b.id).find((node) => node.type === type)"
+PREVIEW = """(title) => {
+  const node = app.graph.nodes.find((one) => one.title === title);
+  return node.widgets.find((one) => one.name === "reading").element.innerText;
+}"""
+COLOURS = """(title) => {
+  const node = app.graph.nodes.find((one) => one.title === title);
+  return [...node.widgets.find((one) => one.name === "reading").element.querySelectorAll(".words span")].map((word) => word.getAttribute("style"));
+}"""
+CHIPS = f"""(type) => {{
+  const node = ({NODE})(type);
+  return [...node.widgets.find((one) => one.name === "categories of this direction").element.querySelectorAll("button")].map((one) => one.textContent);
+}}"""
+RED = """() => app.graph.nodes
+  .filter((node) => node.has_errors || (!node.constructor.nodeData && node.type !== "MarkdownNote"))
+  .map((node) => node.type)"""
+MISSING_FILES = """() => app.graph.nodes
+  .flatMap((node) => (node.widgets ?? []).filter((one) => one.options?.values?.length && !one.options.values.includes(one.value)))
+  .map((one) => one.value)"""
+UNSAFE = "Inspect unsafe prompt, after"
+OUT = ROOT / "demo-output" / "browser"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def pictures(page):
+    OUT.mkdir(parents=True, exist_ok=True)
+    page.run("() => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', false)")
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_template_opens_without_a_missing_node_or_a_red_box(page, name):
+    page.open(name)
+    assert page.run(RED) == []
+    assert page.run(MISSING_FILES) == []
+    assert not page.tab.get_by_text("Missing Node", exact=False).count()
+    page.look_at()
+    page.tab.screenshot(path=OUT / f"{name}.png")
+
+
+def test_the_template_browser_lists_them_with_pictures(page):
+    page.run("() => app.extensionManager.command.execute('Comfy.BrowseTemplates')")
+    page.wait("() => document.querySelector('[role=dialog]')")
+    page.tab.keyboard.press("Escape")
+    kind = "async (name) => (await fetch(`/api/workflow_templates/safety-directions/${name}.jpg`)).headers.get('content-type')"
+    assert {page.run(kind, name) for name in TEMPLATES} == {"image/jpeg"}
+
+
+def test_the_picker_shows_what_a_file_is_before_it_is_used(page):
+    page.open("try-with-small-encoder", "two-categories")
+    about = "() => app.graph.nodes.find((n) => n.type === 'SafetyDirectionLoad').widgets.find((w) => w.name === 'about this file').element.innerText"
+    page.wait(f"() => ({about})().includes('CC0-1.0')")
+    text = page.run(about)
+    assert all(part in text for part in ("smollm2-135m-instruct", "layer", "sexual, violence", "400 harmless prompts", "MB"))
+
+
+def test_the_categories_follow_the_chosen_file(page):
+    page.open("try-with-small-encoder", "two-categories")
+    page.wait(f"() => ({CHIPS})('SafetyDirectionApply').length === 3")
+    assert page.run(CHIPS, "SafetyDirectionApply") == page.run(CHIPS, "SafetyDirectionInspect") == ["all", "sexual", "violence"]
+    page.run(f"() => {{ const w = ({NODE})('SafetyDirectionLoad').widgets[0]; w.value = 'smollm2-135m-instruct'; w.callback(w.value); }}")
+    page.wait(f"() => ({CHIPS})('SafetyDirectionApply').length === 7")
+    assert {"hate", "humiliation"} <= set(page.run(CHIPS, "SafetyDirectionSweep"))
+
+
+def press(page, kind, text):
+    page.run(
+        f"""([type, text]) => {{
+          const panel = ({NODE})(type).widgets.find((one) => one.name === "categories of this direction").element;
+          [...panel.querySelectorAll("button")].find((one) => one.textContent === text).click();
+        }}""",
+        [kind, text],
+    )
+
+
+def test_what_a_person_does_from_queueing_to_reloading(page):
+    page.open("try-with-small-encoder", "two-categories")
+    page.wait(f"() => ({CHIPS})('SafetyDirectionApply').length === 3")
+    # Whether gate acts is the direction's affair; add always does.
+    page.run("() => app.graph.nodes.filter((n) => n.type === 'SafetyDirectionApply').forEach((n) => { n.widgets.find((w) => w.name === 'mode').value = 'add'; })")
+    page.queue()
+    page.wait(f"() => ({PREVIEW})('{UNSAFE}').includes('before steering')")
+    words = page.run(PREVIEW, UNSAFE)
+    assert all(part in words for part in ("nude", "woman", "threshold", "sexual", "violence", "→")) and "hate" not in words
+    plain = page.run(COLOURS, UNSAFE)
+    page.look_at()
+    page.tab.screenshot(path=OUT / "demo-after-queueing.png")
+
+    # A category in the preview: nothing runs, the colours change, and the node's own setting with them.
+    page.run(
+        """(title) => {
+          const node = app.graph.nodes.find((one) => one.title === title);
+          [...node.widgets.find((one) => one.name === "reading").element.querySelectorAll("tr")].find((row) => row.innerText.includes("violence")).click();
+        }""",
+        UNSAFE,
+    )
+    page.wait("(title) => app.graph.nodes.find((one) => one.title === title).widgets.find((w) => w.name === 'category').value === 'violence'", UNSAFE)
+    page.wait(f"(old) => JSON.stringify(({COLOURS})('{UNSAFE}')) !== JSON.stringify(old)", plain)
+    # Two categories by their chips, one taken back.
+    setting = f"() => ({NODE})('SafetyDirectionApply').widgets.find((w) => w.name === 'categories').value"
+    press(page, "SafetyDirectionApply", "sexual")
+    press(page, "SafetyDirectionApply", "violence")
+    assert page.run(setting) == "sexual, violence"
+    press(page, "SafetyDirectionApply", "sexual")
+    assert page.run(setting) == "violence"
+
+    saved = page.run("() => JSON.parse(JSON.stringify(app.graph.serialize()))")
+    sent = page.run("async () => (await app.graphToPrompt()).output")
+    apply = next(node for node in sent.values() if node["class_type"] == "SafetyDirectionApply")
+    assert set(apply["inputs"]) == {"conditioning", "aligned", "mode", "alpha", "budget", "categories", "start_percent", "end_percent", "on_flag"}
+    coloured = page.run(COLOURS, UNSAFE)
+
+    page.load()
+    page.run("(workflow) => app.loadGraphData(workflow, true, true, null)", saved)
+    page.wait(f"() => ({PREVIEW})('{UNSAFE}').includes('before steering')")
+    page.wait(f"(old) => JSON.stringify(({COLOURS})('{UNSAFE}')) === JSON.stringify(old)", coloured)
+    assert page.run(setting) == "violence"
+    again = page.run("async () => (await app.graphToPrompt()).output")
+    assert again == sent
+
+
+BADGE = f"(type) => {{ const node = ({NODE})(type); return node.badges.map((b) => (typeof b === 'function' ? b() : b).text).filter(Boolean).join('|'); }}"
+
+
+def test_a_badge_tells_aligned_stale_and_double(page):
+    page.open("image-sdxl")
+    assert "aligned" in page.run(BADGE, "SafetyDirectionApply").split("|")
+    page.run(
+        """() => {
+          const [clip, layer] = [app.graph.nodes.find((n) => n.type === "CheckpointLoaderSimple"), LiteGraph.createNode("CLIPSetLastLayer")];
+          app.graph.add(layer);
+          clip.connect(1, layer, 0);
+          layer.connect(0, app.graph.nodes.find((n) => n.title === "positive"), "clip");
+        }"""
+    )
+    assert "stale" in page.run(BADGE, "SafetyDirectionApply")
+    page.open("image-sdxl")
+    page.run(
+        """() => {
+          const first = app.graph.nodes.find((n) => n.type === "SafetyDirectionApply");
+          const second = LiteGraph.createNode("SafetyDirectionApply");
+          app.graph.add(second);
+          first.connect(0, second, "conditioning");
+          app.graph.nodes.find((n) => n.type === "SafetyDirectionAlign").connect(0, second, "aligned");
+        }"""
+    )
+    states = page.run(
+        """() => app.graph.nodes
+          .filter((node) => node.type === "SafetyDirectionApply")
+          .map((node) => node.badges.map((badge) => (typeof badge === "function" ? badge() : badge).text).join())"""
+    )
+    assert "aligned" in states[0] and "double" in states[1]
+
+
+def test_the_blueprint_stands_in_the_node_library(page):
+    found = page.run("async () => Object.values(await (await fetch('/global_subgraphs')).json()).map((entry) => entry.name)")
+    assert "Safe prompt" in found
+    data = page.run(
+        """async () => {
+          const [id] = Object.entries(await (await fetch('/global_subgraphs')).json()).find(([, entry]) => entry.name === 'Safe prompt');
+          return (await (await fetch(`/global_subgraphs/${id}`)).json()).data;
+        }"""
+    )
+    page.run("(data) => app.loadGraphData(JSON.parse(data), true, true, null)", data)
+    page.wait("() => app.graph.nodes.length === 1 && app.graph.nodes[0].inputs.length === 7")
+    sent = page.run("async () => (await app.graphToPrompt()).output")
+    kinds = {node["class_type"] for node in sent.values()}
+    assert kinds == {"SafetyDirectionLoad", "SafetyDirectionAlign", "CLIPTextEncode", "SafetyDirectionApply"}
+
+
+@pytest.mark.parametrize("palette", ["dark", "light"])
+def test_the_new_kind_of_nodes_shows_the_panels_in_every_palette(page, palette):
+    page.run("(palette) => app.extensionManager.setting.set('Comfy.ColorPalette', palette)", palette)
+    page.run("() => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', true)")
+    page.open("try-with-small-encoder", "two-categories")
+    page.tab.locator(".safety-direction", has_text="CC0-1.0").first.wait_for()
+    page.look_at()
+    page.tab.screenshot(path=OUT / f"nodes-2-{palette}.png")
+    page.run("() => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', false)")
+    page.run("() => app.extensionManager.setting.set('Comfy.ColorPalette', 'dark')")
+
+
+def test_our_code_logs_nothing_and_the_page_asks_only_its_server(page, studio):
+    """Last: it judges all that the tests before it did."""
+    ours = [message for message in page.messages if "safety-directions" in message[2] or "safety_direction" in message[1] or message[0] == "pageerror"]
+    assert ours == []
+    assert any("/extensions/safety-directions/" in url for url in page.requests)
+    assert [url for url in page.requests if not url.startswith((studio.url, "data:", "blob:"))] == []
