@@ -89,6 +89,8 @@ def _offload(folder: str | Path | None) -> dict[str, Any]:
 def weights_hash(path: str | Path) -> str:
     """SHA-256 over the model's weight files (a GGUF, or the folder's *.safetensors in name order)."""
     path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"no source model at {path}: give a local Hugging Face folder or a .gguf file")
     files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
     if not files:
         raise FileNotFoundError(f"no *.safetensors in {path}: pickled weights (*.bin) are not read")

@@ -48,7 +48,7 @@ how = {"alpha": 3.0, "mode": "gate", "categories": None, "budget": 0.01}
 safe = encoders.steer_clip(clip, aligned, how)
 conditioning = safe.encode_from_tokens_scheduled(safe.tokenize("a red bicycle"))
 conditioning = encoders.steer_conditioning(conditioning, aligned, how)
-draw(encoders.inspect_conditioning(conditioning, aligned, 0.01), None)
+draw(*encoders.inspect_conditioning(conditioning, aligned, 0.01))
 print("all ran")
 """
 
@@ -72,6 +72,7 @@ NODESAFE: dict[str, tuple[str, Callable[[str], bool]]] = {
     "network_call": ("evaluate talks to the ComfyUI servers that its user names", lambda line: "urllib.request" in line),
     "dynamic_attribute_access": ("getattr over the names in a tuple of the source", lambda line: "getattr(" in line),
     "code_obfuscation_suspicious_ident": ("a short private name", lambda line: "def _" in line),
+    "obfuscation_chains": ("token ids decoded and letters told apart, to cut a prompt into words", lambda line: "Word(" in line or "ord(letter)" in line),
     "code_obfuscation_high_entropy": ("a docstring or a message: words with spaces between them", lambda line: " " in line.strip()),
 }
 
