@@ -67,12 +67,13 @@ class Direction:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over the vectors, readers and anchors: what an alignment depends on."""
+        """SHA-256 over the vectors, readers, anchors and token scores: what an alignment depends on."""
         digest = hashlib.sha256("\n".join(self.anchor_prompts).encode())
         for group in (self.vectors, self.readers):
             for name in sorted(group):
                 digest.update(name.encode() + group[name].float().numpy().tobytes())
         digest.update(self.anchor_states.half().numpy().tobytes() + self.token_scores.half().numpy().tobytes())
+        digest.update(self.token_counts.numpy().tobytes())
         return digest.hexdigest()
 
     def save(self, path: str | Path) -> Path:

@@ -48,6 +48,8 @@ def test_token_scores_survive_the_file_and_must_add_up(planted, tmp_path):
     loaded = directions.load(full.save(tmp_path / "scored.safetensors"))
     assert torch.equal(loaded.token_scores, full.token_scores) and torch.equal(loaded.token_counts, counts)
     assert loaded.fingerprint == full.fingerprint != planted.direction.fingerprint
+    cut_elsewhere = replace(full, token_counts=torch.cat([counts[:1] + 1, counts[1:2] - 1, counts[2:]]))
+    assert cut_elsewhere.fingerprint != full.fingerprint
     for wrong, message in ((counts + 1, "add up to the 800 token scores"), (counts[1:], "shapes")):
         with pytest.raises((DirectionFormatError, ValueError), match=message):
             directions.load(replace(full, token_counts=wrong).save(tmp_path / "wrong.safetensors"))
