@@ -22,7 +22,7 @@ assert all(found[name] == 4 for name in ("save", "estimate", "align", "evaluate"
 
 def test_a_killed_process_leaves_the_old_file_or_the_new_one(tmp_path):
     # A process of its own: it forks, and this one has threads.
-    done = subprocess.run([sys.executable, "-c", KILLS, str(tmp_path)], capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run([sys.executable, "-c", KILLS, str(tmp_path)], capture_output=True, text=True, cwd=ROOT, timeout=1200)
     assert done.returncode == 0, done.stderr[-3000:]
 
 

@@ -15,6 +15,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -236,6 +237,8 @@ def campaign(out: Path, minutes: float, count: int = 300, seed: int = 0) -> dict
     from tqdm import tqdm
 
     torch.set_num_threads(1)
+    # tqdm's own lock is shared between processes: a fork that is killed while it draws its bar would keep it for ever.
+    tqdm.set_lock(threading.RLock())
     draw = random.Random(seed)
     end = time.monotonic() + minutes * 60
     hits: dict[str, int] = {}
