@@ -11,6 +11,7 @@ from torch import Tensor
 
 from . import files
 from .aligned import AlignedDirection, check_packed, unpack
+from .edges import MAX_ROLES, EdgeBank
 
 PROBE_PROMPT = 'a red bicycle leaning on a wall that says "open" in spring'
 SAME_ENCODER = 0.99
@@ -69,12 +70,14 @@ class AlignedEncoder:
         places: where each slot lies in the encoder's output.
         probes: the encoder's mean state on PROBE_PROMPT by slot, [W]: its fingerprint.
         padding: [W + 1] by slot, a linear reader that is positive on content, where a place is `unmasked`.
+        edges: edge states of harmless prompts by slot, for those that have any which depend on the prompt.
     """
 
     slots: Mapping[str, AlignedDirection]
     places: Mapping[str, Place]
     probes: Mapping[str, Tensor]
     padding: Mapping[str, Tensor] = field(default_factory=dict)
+    edges: Mapping[str, EdgeBank] = field(default_factory=dict)
 
     @property
     def direction(self) -> Mapping[str, Any]:
@@ -107,6 +110,10 @@ class AlignedEncoder:
             tensors[f"{slot}.probe"] = self.probes[slot].float()
             if slot in self.padding:
                 tensors[f"{slot}.padding"] = self.padding[slot].float()
+            if slot in self.edges:
+                bank = self.edges[slot]
+                tensors |= {f"{slot}.edge_prompts": bank.prompts, f"{slot}.edge_states": bank.states}
+                facts = {**facts, "edge_roles": list(bank.roles)}
             metadata[slot] = {**facts, "place": {**asdict(self.places[slot]), "keys": list(self.places[slot].keys)}}
         return files.write(path, "aligned-encoder", tensors, {"slots": metadata})
 
@@ -132,6 +139,15 @@ def _is_place(value: Any, slot: str, width: int) -> bool:
     return value["width"] == width <= value["columns"] and value["part"] < value["parts"] and Place(**{**value, "keys": tuple(keys)}).name == slot
 
 
+def _is_edge_bank(prompts: tuple | None, states: tuple | None, roles: Any, width: int) -> bool:
+    if prompts is None or states is None or roles is None:
+        return (prompts, states, roles) == (None, None, None)
+    if not isinstance(roles, list) or not roles or not all(type(role) is int and abs(role) <= MAX_ROLES for role in roles) or len(set(roles)) < len(roles):
+        return False
+    rows = prompts[1][0] if prompts[1] else 0
+    return rows > 0 and prompts == ("F16", (rows, width)) and states == ("F16", (rows, len(roles), width))
+
+
 def _fault(entries: Mapping[str, tuple], metadata: Mapping[str, Any]) -> str | None:
     slots = metadata.get("slots")
     if not isinstance(slots, dict) or not slots or not all(isinstance(f, dict) and s and "." not in s for s, f in slots.items()):
@@ -142,6 +158,7 @@ def _fault(entries: Mapping[str, tuple], metadata: Mapping[str, Any]) -> str | N
     for slot, facts in slots.items():
         own = parts[slot]
         probe, padding = own.pop("probe", ("F32", ())), own.pop("padding", ("F32", ()))
+        prompts, states = own.pop("edge_prompts", None), own.pop("edge_states", None)
         fault = check_packed(own, facts)
         if fault:
             return f"slot {slot[:40]!r}: {fault}"
@@ -150,6 +167,9 @@ def _fault(entries: Mapping[str, tuple], metadata: Mapping[str, Any]) -> str | N
             return f"slot {slot[:40]!r}: the probe is {probe[0]} {list(probe[1])}, not F32 {[width]}"
         if padding not in (("F32", ()), ("F32", (width + 1,))):
             return f"slot {slot[:40]!r}: the padding reader is {padding[0]} {list(padding[1])}, not F32 {[width + 1]}"
+        if not _is_edge_bank(prompts, states, facts.get("edge_roles"), width):
+            found = f"{prompts} and {states} with roles {str(facts.get('edge_roles'))[:80]}"
+            return f"slot {slot[:40]!r}: the edge states {found} are not F16 [M, {width}] and [M, roles, {width}]"
         if not _is_place(facts.get("place"), slot, width):
             return f"slot {slot[:40]!r}: the metadata's place is not what one is made of"
     return None
@@ -162,13 +182,15 @@ def load_aligned_encoder(path: str | Path) -> AlignedEncoder:
         DirectionFormatError: what is wrong with the file, and where.
     """
     tensors, metadata = files.read(path, "aligned-encoder", _fault)
-    slots, places, probes, padding = {}, {}, {}, {}
+    slots, places, probes, padding, edges = {}, {}, {}, {}, {}
     parts = _by_slot(tensors)
     for slot, facts in metadata["slots"].items():
         own = parts[slot]
         probes[slot] = own.pop("probe")
         if "padding" in own:
             padding[slot] = own.pop("padding")
+        if "edge_roles" in facts:
+            edges[slot] = EdgeBank(own.pop("edge_prompts"), own.pop("edge_states"), tuple(facts["edge_roles"]))
         slots[slot] = unpack(own, facts, Path(path).name)
         places[slot] = Place(**{**facts["place"], "keys": tuple(facts["place"]["keys"])})
-    return AlignedEncoder(slots=slots, places=places, probes=probes, padding=padding)
+    return AlignedEncoder(slots=slots, places=places, probes=probes, padding=padding, edges=edges)

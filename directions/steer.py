@@ -52,10 +52,14 @@ def land(states: Tensor, bank: Tensor) -> Tensor:
     """
     if len(states) == 0 or len(bank) == 0:
         return states
-    distance = _distances(states.float(), bank)
-    near, index = distance.topk(min(NEIGHBOURS, len(bank)), largest=False)
-    weight = torch.softmax(-(near - near[:, :1]) / near.mean(1, keepdim=True).clamp_min(1e-6) * 8, dim=1)
+    weight, index = nearest(states, bank)
     return (weight.unsqueeze(-1) * bank[index].float()).sum(1).to(states)
+
+
+def nearest(states: Tensor, bank: Tensor) -> tuple[Tensor, Tensor]:
+    """The nearest bank states [M, W] of each state [n, W]: their softmax weights [n, k], the nearer the more, and indices [n, k]."""
+    near, index = _distances(states.float(), bank).topk(min(NEIGHBOURS, len(bank)), largest=False)
+    return torch.softmax(-(near - near[:, :1]) / near.mean(1, keepdim=True).clamp_min(1e-6) * 8, dim=1), index
 
 
 def _distances(states: Tensor, bank: Tensor) -> Tensor:

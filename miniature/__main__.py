@@ -16,7 +16,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="cpu or cuda, for training (%(default)s)")
     commands = parser.add_subparsers(dest="command", required=True)
     part = commands.add_parser("train", help="train the generator; goes on from its checkpoint")
-    part.add_argument("--steps", type=int, default=sum(training.CYCLES), help="steps in all (%(default)s)")
+    part.add_argument("--steps", type=int, default=training.STEPS, help="steps in all (%(default)s)")
     part = commands.add_parser("judge", help="train the judge and print its accuracy")
     part.add_argument("--steps", type=int, default=2000, help="steps (%(default)s)")
     part = commands.add_parser("measure", help="fidelity of the trained generator, by kind of prompt")

@@ -8,6 +8,7 @@ import os
 import random
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,14 +20,23 @@ from .encoder import Encoder, encode_all, pad
 from .model import WEIGHTS, build, loss, save
 from .scenes import BENIGN, ICONS, UNSAFE, Scene, describe, every_single, random_pair, render_batch
 
-CYCLES = (4600, 4500)
-"""Steps of each cycle of the learning rate. A cycle starts from the averaged weights of the one before."""
+
+class Cycle(NamedTuple):
+    """One cycle of the learning rate, and the share of open captions in it."""
+
+    steps: int
+    open_share: float
+
+
+CYCLES = (Cycle(4600, 0.3), Cycle(4500, 0.3), Cycle(4000, 0.5))
+"""A cycle starts from the averaged weights of the one before. Open captions are the last thing it learns to draw well."""
+
+STEPS = sum(cycle.steps for cycle in CYCLES)
 
 BATCH = 32
 RATE = 1e-3
 WARMUP = 200
 PAIR_SHARE = 0.25
-OPEN_SHARE = 0.3
 SAFE_GROUPS, UNSAFE_GROUPS = 24, 8
 BLANK_SHARE = 0.1
 PAIR_CAPTIONS = 24_000
@@ -80,18 +90,18 @@ class Captions:
         icon_of = {int(g): choice[i] for i, g in zip(icons, taken)}
         return [Scene(prompt, (icon_of[g],), None) for prompt, g in zip(prompts, group.tolist())]
 
-    def draw(self, rng: random.Random) -> Scene:
-        """A training scene: two icons in PAIR_SHARE of the cases, an open caption in OPEN_SHARE, otherwise one icon."""
+    def draw(self, rng: random.Random, open_share: float) -> Scene:
+        """A training scene: two icons in PAIR_SHARE of the cases, an open caption in a share of them, otherwise one icon."""
         kind = rng.random()
         if kind < PAIR_SHARE:
             return rng.choice(self.pairs)
-        if kind < PAIR_SHARE + OPEN_SHARE:
+        if kind < PAIR_SHARE + open_share:
             return rng.choice(self.open[rng.random() < 0.15])
         return describe((rng.randrange(len(ICONS)),), rng)
 
-    def batch(self, rng: random.Random, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    def batch(self, rng: random.Random, size: int, open_share: float) -> tuple[Tensor, Tensor, Tensor]:
         """Pictures [size, 3, SIZE, SIZE], states [size, tokens, WIDTH], mask [size, tokens]; some captions blank."""
-        scenes = [self.draw(rng) for _ in range(size)]
+        scenes = [self.draw(rng, open_share) for _ in range(size)]
         texts = ["" if rng.random() < BLANK_SHARE else scene.caption for scene in scenes]
         return render_batch(scenes, rng), *pad([self.states[text] for text in texts])
 
@@ -103,19 +113,25 @@ def _write(value, path: Path) -> None:
     part.replace(path)
 
 
+def cycle_at(step: int) -> tuple[Cycle, int]:
+    """The cycle that a step falls in, and its number there; the last one goes on without end."""
+    for cycle in CYCLES[:-1]:
+        if step < cycle.steps:
+            return cycle, step
+        step -= cycle.steps
+    return CYCLES[-1], step
+
+
 def rate_at(step: int) -> float:
     """Learning rate: in each cycle a linear warm-up, then half a cosine down to a hundredth."""
-    for steps in CYCLES:
-        if step < steps:
-            break
-        step -= steps
+    cycle, step = cycle_at(step)
     if step < WARMUP:
         return RATE * (step + 1) / WARMUP
-    done = (step - WARMUP) / max(1, steps - WARMUP)
+    done = (step - WARMUP) / max(1, cycle.steps - WARMUP)
     return RATE * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
 
 
-def train(work: Path, steps: int = sum(CYCLES), threads: int = 2, device: str = "cpu", keep_every: int = 250) -> Path:
+def train(work: Path, steps: int = STEPS, threads: int = 2, device: str = "cpu", keep_every: int = 250) -> Path:
     """Train to `steps`, going on from the checkpoint in `work` if there is one; returns the weight file.
 
     Each step draws from its own seed, so a resumed run sees the same pictures as an unbroken one.
@@ -139,13 +155,13 @@ def train(work: Path, steps: int = sum(CYCLES), threads: int = 2, device: str = 
         _write({**states, "step": step}, checkpoint)
 
     bar = tqdm(range(first, steps), initial=first, total=steps, desc="training the generator", mininterval=5)
-    smooth, starts = None, set(itertools.accumulate(CYCLES))
+    smooth, starts = None, set(itertools.accumulate(cycle.steps for cycle in CYCLES))
     for step in bar:
         if step in starts:
             model.load_state_dict(average.state_dict())
             optimizer.state.clear()
         rng = random.Random(f"miniature {step}")
-        pictures, states, mask = (t.to(device) for t in captions.batch(rng, BATCH))
+        pictures, states, mask = (t.to(device) for t in captions.batch(rng, BATCH, cycle_at(step)[0].open_share))
         noise = torch.Generator(device).manual_seed(step)
         for group in optimizer.param_groups:
             group["lr"] = rate_at(step)

@@ -17,6 +17,8 @@ from torch import Tensor
 from ...directions.align import align
 from ...directions.aligned import AlignedDirection
 from ...directions.direction import Direction
+from ...directions.edges import EdgeBank
+from ...directions.edges import read as read_edges
 from ...directions.encoder import PROBE_PROMPT, AlignedEncoder, Place, load_aligned_encoder
 from ...directions.files import DirectionFormatError
 from . import layout
@@ -26,8 +28,9 @@ from .steering import StaleAlignment, unsteered
 
 REPORT = 16
 PADDING_PROMPTS, PADDING_ROWS = 36, 24
+EDGE_PROMPTS = 1024  # anchors whose edge states are kept; about half of them score low enough to land on
 MEMORY, USUAL_TOKENS = 3 * 2**30, 12  # bytes of anchor states at a time; content tokens of an anchor
-FORMAT = 3  # of what is kept: named for the encoder itself
+FORMAT = 4  # of what is kept: named for the encoder itself
 
 
 def align_encoder(clip: Any, direction: Direction, method: str) -> AlignedEncoder:
@@ -63,10 +66,24 @@ def _align(
     clip: Any, direction: Direction, method: str, places: Mapping[str, Place], probes: Mapping[str, Tensor], edges: Mapping[str, layout.Edges]
 ) -> AlignedEncoder:
     slots: dict[str, AlignedDirection] = {}
+    banks: dict[str, EdgeBank] = {}
     for some in _affordable(places, len(direction.anchor_prompts)):
-        states = _anchor_states(clip, direction.anchor_prompts, some, edges)
-        slots |= {name: align(direction, states.pop(name), method) for name in list(states)}
-    return AlignedEncoder(slots=slots, places=places, probes=probes, padding=_padding(clip, direction.anchor_prompts, places, edges))
+        states, edge_states = _anchor_states(clip, direction.anchor_prompts, some, edges)
+        for name in list(states):
+            rows = states.pop(name)
+            slots[name] = align(direction, rows, method)
+            bank = _edge_bank(slots[name], rows, edge_states[name])
+            if bank.roles:
+                banks[name] = bank
+    padding = _padding(clip, direction.anchor_prompts, places, edges)
+    return AlignedEncoder(slots=slots, places=places, probes=probes, padding=padding, edges=banks)
+
+
+def _edge_bank(slot: AlignedDirection, rows: Sequence[Tensor], edge_states: Mapping[int, Mapping[int, Tensor]]) -> EdgeBank:
+    """Of the anchors that score below average, whose own states are `rows` and whose edge states are kept by index."""
+    harmless = [index for index in sorted(edge_states) if edge_states[index] and slot.prompt_score(rows[index]) < 0]
+    means = torch.stack([rows[index].mean(0) for index in harmless]) if harmless else torch.empty(0, slot.width)
+    return EdgeBank.of(means, [edge_states[index] for index in harmless])
 
 
 def fingerprint(clip: Any, aligned: AlignedEncoder) -> dict[str, Tensor]:
@@ -115,24 +132,46 @@ def _affordable(places: Mapping[str, Place], prompts: int) -> Iterator[dict[str,
         yield group
 
 
+def _edge_rows(tokens: Any, output: Mapping[str, Any], places: Mapping[str, Place], edges: Mapping[str, layout.Edges]) -> dict[str, dict[int, Tensor]]:
+    """One prompt's edge states by slot and role, in float32 on the CPU."""
+    found: dict[str, dict[int, Tensor]] = {}
+    for name, mask in layout.content_of_tokens(tokens, places, edges, output).items():
+        place, value = places[name], output[places[name].tensor]
+        if value.shape[-1] != place.columns or not mask.any():
+            continue
+        states = (value[0] if place.layer is None else value[0, place.layer])[:, : place.width].float().cpu()
+        found[name] = read_edges(states, layout.edge_positions(mask, layout.attended(value, place, output)[0], place))
+    return found
+
+
 def _anchor_states(
     clip: Any, prompts: Sequence[str], places: Mapping[str, Place], edges: Mapping[str, layout.Edges]
-) -> dict[str, list[Tensor]]:
-    """Each prompt's content states by slot, in order."""
+) -> tuple[dict[str, list[Tensor]], dict[str, dict[int, dict[int, Tensor]]]]:
+    """Each prompt's content states by slot, in order; and by slot and index the edge states of evenly drawn ones."""
     tokens = [clip.tokenize(prompt) for prompt in prompts]
     states: dict[str, list[Tensor]] = {name: [torch.empty(0)] * len(prompts) for name in places}
+    edge_states: dict[str, dict[int, dict[int, Tensor]]] = {name: {} for name in places}
+    drawn = {id(tokens[i]): i for i in range(0, len(prompts), -(-len(prompts) // EDGE_PROMPTS))}
+
+    def read(entry: Any, output: Mapping[str, Any], index: int | None = None) -> dict[str, Tensor]:
+        index = drawn.get(id(entry)) if index is None else index
+        if index is not None:
+            for name, own in _edge_rows(entry, output, places, edges).items():
+                edge_states[name].setdefault(index, own)
+        return _rows(entry, output, places, edges)
+
     bar = comfy.utils.ProgressBar(len(prompts))
-    reader = BatchReader(clip, lambda entry, output: _rows(entry, output, places, edges))
+    reader = BatchReader(clip, read)
     for done, (index, rows) in enumerate(reader.read(tokens), 1):
         if len(rows) < len(places):
             # Some encoders fill a slot only from text in quotation marks.
             quoted = clip.tokenize(f'a sign that says "{prompts[index]}"')
-            rows = _rows(quoted, layout.encode(clip, quoted), places, edges) | rows
+            rows = read(quoted, layout.encode(clip, quoted), drawn.get(id(tokens[index]))) | rows
         for name, own in rows.items():
             states[name][index] = own
         if done % REPORT == 0 or done == len(prompts):
             bar.update_absolute(done)
-    return states
+    return states, edge_states
 
 
 def _padding(clip: Any, prompts: Sequence[str], places: Mapping[str, Place], edges: Mapping[str, layout.Edges]) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from typing import Any, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from ...directions.edges import find as find_edge_states
 from ...directions.encoder import PROBE_PROMPT, Place
 
 # They share no first or last word, also between the quotes, which some encoders give to a second encoder for lettering.
@@ -251,10 +252,23 @@ def content_of_tokens(tokens: Tokens, places: Mapping[str, Place], edges: Mappin
 def _attended(states: Tensor, name: str, extras: Mapping[str, Any]) -> Tensor:
     """bool [B, T]: not masked (`attention_mask` goes with `cond`, `attention_mask_x` with `conditioning_x`), not zeroed out."""
     mask = extras.get("attention_mask" + name.removeprefix("cond").removeprefix("itioning"))
-    attended = (states.abs().amax(-1) != 0).cpu()
+    attended = (states != 0).any(-1).cpu()
     if torch.is_tensor(mask) and mask.shape[-1] == states.shape[-2] and mask.numel() in (attended.shape[-1], attended.numel()):
         attended = attended & mask.to("cpu").bool().reshape(-1, states.shape[-2])
     return attended
+
+
+def attended(tensor: Tensor, place: Place, extras: Mapping[str, Any]) -> Tensor:
+    """The states of a slot that aren't masked or zeroed out, own and edge, bool [B, T] on the CPU; tensor as in `content_of_states`."""
+    states = tensor if place.layer is None else tensor[:, place.layer]
+    mine = _attended(states, place.tensor, extras)
+    return mine & _members(states.cpu(), place) if place.parts > 1 else mine
+
+
+def edge_positions(content: Tensor, attended: Tensor, place: Place) -> dict[int, list[int]]:
+    """Where one prompt's edge states stand, by role: content, attended are bool [T] on the CPU."""
+    ends = 1 if place.unmasked else place.after
+    return find_edge_states(content.tolist(), attended.tolist(), ends, place.unmasked, place.chunk)
 
 
 def content_of_states(tensor: Tensor, place: Place, extras: Mapping[str, Any], padding: Tensor | None = None) -> Tensor:
@@ -268,9 +282,7 @@ def content_of_states(tensor: Tensor, place: Place, extras: Mapping[str, Any], p
         bool [B, T]
     """
     states = tensor if place.layer is None else tensor[:, place.layer]
-    mine = _attended(states, place.tensor, extras)
-    if place.parts > 1:
-        mine = mine & _members(states.cpu(), place)
+    mine = attended(tensor, place, extras)
     scores = None if padding is None else (states[..., : place.width].float().cpu() @ padding[:-1] + padding[-1])
     out = torch.zeros_like(mine)
     for b in range(len(mine)):

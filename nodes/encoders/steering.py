@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ...directions.encoder import AlignedEncoder, Place
-from .layout import Edges, content_of_states, content_of_tokens, find_edges
+from .layout import Edges, attended, content_of_states, content_of_tokens, edge_positions, find_edges
 
 MARK = "safety_direction"
 APPLY, CLIP, GUARD = "Apply Safety Direction", "Safety Direction CLIP", "Safety Direction Guard"
@@ -168,17 +168,30 @@ class Steering:
             if not len(content):
                 continue
             content = content.to(states.device)
-            mask = None if mask is None else mask[..., content]
+            own_mask = None if mask is None else mask[..., content]
             own = states[:, content]
             if not torch.isfinite(own.float().sum()):  # a sum is quicker, and no sum of states overflows
                 raise ValueError(f"this conditioning's {name} has NaN or infinite values: its text encoder overflowed; load it in another precision")
-            verdict = verdict or self._verdict(name, own, mask)
-            states[:, content] = slot.steer(own, mask=mask, **self.how)
+            verdict = verdict or self._verdict(name, own, own_mask)
+            moved = slot.steer(own, mask=own_mask, **self.how)
+            states[:, content] = moved
+            if name in self.aligned.edges and self.how["mode"] == "gate" and mask is not None:
+                self._land_edges(name, entry, states, mask.expand(len(states), -1).cpu(), (moved != own).flatten(1).any(1))
         self.judge(verdict)
         steered = (changed.pop("cond", entry[0]), {**entry[1], **changed})
         mark = Mark(self.aligned, self.how, verdict, _seal(steered, self.aligned, self.how), entry, give_back)
         steered[1][MARK] = (*(m for m in entry[1].get(MARK, ()) if isinstance(m, Mark)), mark)
         return steered
+
+    def _land_edges(self, name: str, entry: Entry, states: Tensor, content: Tensor, steered: Tensor) -> None:
+        """Start, end and padding of the prompts that the gate steered, in place: states [B, T, W], content [B, T], steered [B]."""
+        tensor, place = _tensor(entry, self.aligned.places[name].tensor), self.aligned.places[name]
+        if tensor is None or not steered.any():
+            return
+        seen = attended(tensor, place, entry[1])
+        for row in steered.nonzero().flatten().tolist():
+            positions = edge_positions(content[row], seen[row], place)
+            states[row] = self.aligned.edges[name].land(states[row], content[row].to(states.device), positions)
 
     def judge(self, verdict: str | None) -> None:
         """Log a verdict, and raise Refused if that is what the node does."""

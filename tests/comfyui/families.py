@@ -415,6 +415,8 @@ def run_family(encoders: Any, name: str, results: dict[str, str]) -> None:
             for entry in ENTRIES:
                 results[f"{entry} {dtype}"] = attempt(lambda: enter(encoders, entry, clip, model, planted, how, plain, negative, getattr(torch, dtype), rows))
             if dtype == "float32":
+                results["gate"] = attempt(lambda: gated(encoders, planted, plain, rows))
+                results["fp8 conditioning"] = attempt(lambda: in_eight_bits(encoders, planted, how, plain, rows))
                 for title, prompt in (("long prompt", " ".join([PROMPT.replace('"', "")] * 9)), ("weights", PROMPT.replace("green gate", "(green gate:1.4)"))):
                     results[title] = attempt(lambda: other_prompt(encoders, family, clip, planted, how, prompt))
             if dtype == "float32" and name == "SD1.x":
@@ -455,6 +457,54 @@ def enter(encoders: Any, entry: str, clip: Any, model: Any, planted: Any, how: d
     assert (given == conds["cross_attn"].float()[0]).all(), "the model isn't called with what the sampler got"
     if "y" in called[0]:
         assert (called[0]["y"].float() == conds["pooled_output"].float()).all(), "the model isn't called with the pooled states that the sampler got"
+
+
+def gated(encoders: Any, planted: Any, plain: list, rows: dict) -> None:
+    """A flagged prompt's own tokens and its edge states move and no masked state does; one that isn't flagged stays as it is."""
+    import torch
+
+    how = {"alpha": 1.0, "mode": "gate", "categories": None}
+    before = as_dict(plain)
+    lenient = {name: dataclasses.replace(slot, prompt_levels=torch.full_like(slot.prompt_levels, 1e6)) for name, slot in planted.slots.items()}
+    unflagged = as_dict(encoders.steer_conditioning(plain, dataclasses.replace(planted, slots=lenient), {**how, "budget": 1.0}))
+    flagged = as_dict(encoders.steer_conditioning(plain, planted, {**how, "budget": 1.0}))
+    for name, place in planted.places.items():
+        if not place.length:
+            continue
+        old, new = (states[place.tensor] if place.layer is None else states[place.tensor][:, place.layer] for states in (before, flagged))
+        same = unflagged[place.tensor]
+        assert torch.equal(same if place.layer is None else same[:, place.layer], old), f"{name}: moved below the threshold"
+        moved = (old != new).any(-1)[0]
+        masked = (old == 0).all(-1)[0]
+        mask = before.get("attention_mask")
+        if torch.is_tensor(mask) and place.tensor == "cond" and mask.shape[-1] == len(masked):
+            masked |= mask.reshape(-1)[: len(masked)] == 0
+        assert not bool((moved & masked).any()), f"{name}: masked states moved"
+        assert torch.isfinite(new.float()).all(), f"{name}: not finite"
+        content = torch.zeros_like(moved)
+        content[rows[name]] = True
+        assert bool(moved[content].any()), f"{name}: flagged, and none of its own tokens moved"
+        if place.parts == 1:
+            varying = name in planted.edges
+            # Behind a causal or a bidirectional encoder's prompt at least one state has read it.
+            assert varying or not place.after or place.layer == 0, f"{name}: no edge states, though {place.after} stand behind the prompt"
+            assert bool((moved & ~content).any()) == varying, f"{name}: edge states {'stayed' if varying else 'moved'}"
+
+
+def in_eight_bits(encoders: Any, planted: Any, how: dict, plain: list, rows: dict) -> None:
+    """Conditioning in fp8 comes out in fp8, its own tokens moved and the rest bit-identical."""
+    import torch
+
+    coarse = cast(plain, torch.float8_e4m3fn)
+    before, after = as_dict(coarse), as_dict(encoders.steer_conditioning(coarse, planted, how))
+    for name, place in planted.places.items():
+        old, new = before[place.tensor], after[place.tensor]
+        assert new.dtype == torch.float8_e4m3fn and torch.isfinite(new.float()).all(), f"{name}: {new.dtype}, or not finite"
+        if place.length and place.parts == 1 and place.layer is None:
+            moved = (old.float() != new.float()).any(-1)[0]
+            content = torch.zeros_like(moved)
+            content[rows[name]] = True
+            assert bool(moved[content].all()) and not bool(moved[~content].any()), f"{name}: {int(moved.sum())} tokens moved"
 
 
 def other_prompt(encoders: Any, family: Family, clip: Any, planted: Any, how: dict, prompt: str) -> None:

@@ -1,0 +1,101 @@
+"""Edge states: start, end and padding. They hold no word of the prompt and yet its meaning, so a flagged prompt's move along.
+
+A role says where an edge state stands: +j is the j-th before the prompt's own tokens, -k the k-th behind them, and REST
+everything behind the last such k, where padding isn't masked.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from .steer import nearest
+
+REST = 0
+MAX_ROLES = 8  # on each side
+STEADY = 1e-3
+
+
+@dataclass(frozen=True)
+class EdgeBank:
+    """Edge states of harmless prompts, to land on.
+
+    Attributes:
+        prompts: [M, W], the mean of each prompt's own tokens.
+        states: [M, R, W], its edge states; of REST their mean.
+        roles: the R roles.
+    """
+
+    prompts: Tensor
+    states: Tensor
+    roles: tuple[int, ...]
+
+    @classmethod
+    def of(cls, prompts: Tensor, edges: Sequence[Mapping[int, Tensor]]) -> "EdgeBank":
+        """Of prompts' means [M, W] and their edge states by role; a state that is the same for every prompt, like CLIP's start, is left out."""
+        size = prompts.std(0, correction=0).norm()
+        common = sorted(set.intersection(*(set(own) for own in edges))) if edges else []
+        stacked = {role: torch.stack([own[role] for own in edges]) for role in common}
+        varying = tuple(role for role, rows in stacked.items() if rows.std(0, correction=0).norm() > STEADY * size)
+        states = torch.stack([stacked[role] for role in varying], 1) if varying else prompts.new_zeros(len(prompts), 0, prompts.shape[1])
+        limit = torch.finfo(torch.float16).max
+        return cls(prompts.clamp(-limit, limit).half(), states.clamp(-limit, limit).half(), varying)
+
+    def land(self, states: Tensor, content: Tensor, positions: Mapping[int, Sequence[int]]) -> Tensor:
+        """Move one prompt's edge states to those of the harmless prompts that its own tokens are nearest to.
+
+        Args:
+            states: [T, W], the prompt's own tokens already steered.
+            content: bool [T], the prompt's own tokens.
+            positions: where the edge states of each role stand, from `find`.
+
+        Returns:
+            [T, W]; REST moves as a whole, by the difference of the means, and keeps what tells its states apart.
+        """
+        out = states.clone()
+        if not self.roles or not content.any():
+            return out
+        weight, index = nearest(states[content].float().mean(0, keepdim=True), self.prompts.to(states.device))
+        landed = (weight[0, :, None, None] * self.states.to(states.device)[index[0]].float()).sum(0)
+        for role, target in zip(self.roles, landed):
+            at = list(positions.get(role, ()))
+            if at:
+                own = states[at].float()
+                out[at] = (target if role != REST else own - own.mean(0) + target).to(states).expand_as(own)
+        return out
+
+
+def find(content: Sequence[bool], attended: Sequence[bool], ends: int, padded: bool, chunk: int = 0) -> dict[int, list[int]]:
+    """Positions of the edge states by role.
+
+    Args:
+        content: the prompt's own tokens; attended: those that aren't masked.
+        ends: states between the last own token and the padding.
+        padded: the padding isn't masked.
+        chunk: attended states per chunk, where long prompts are cut into several, each with edges of its own; else 0.
+    """
+    found: dict[int, list[int]] = {}
+    positions = [i for i, one in enumerate(attended) if one]
+    size = chunk if chunk and len(positions) % chunk == 0 else max(len(positions), 1)
+    for start in range(0, len(positions), size):
+        part = positions[start : start + size]
+        own = [i for i in part if content[i]]
+        if not own:
+            continue
+        before, behind = [i for i in part if i < own[0]], [i for i in part if i > own[-1]]
+        for role, position in enumerate(reversed(before[-MAX_ROLES:]), 1):
+            found.setdefault(role, []).append(position)
+        named = min(ends, MAX_ROLES)
+        for role, position in enumerate(behind[:named], 1):
+            found.setdefault(-role, []).append(position)
+        if padded and behind[named:]:
+            found.setdefault(REST, []).extend(behind[named:])
+    return found
+
+
+def read(states: Tensor, positions: Mapping[int, Sequence[int]]) -> dict[int, Tensor]:
+    """The edge states [W] of a prompt [T, W] by role."""
+    return {role: states[list(at)].float().mean(0) for role, at in positions.items()}
