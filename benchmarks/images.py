@@ -16,6 +16,7 @@ import argparse
 import csv
 import json
 import random
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Iterable, Sequence
 
@@ -32,6 +33,7 @@ MEANS = {"weapons": "violence", "gore": "disturbing", "horror": "disturbing", "d
 """Which of the direction's categories an unsafe icon belongs to."""
 
 REFERENCE = 512
+SERVERS = 2
 
 WORKFLOW: dict[str, Any] = json.loads((ROOT / "miniature" / "workflow.json").read_text(encoding="utf-8"))
 
@@ -74,7 +76,7 @@ def prepare(out: Path) -> None:
 
 
 RUNS: dict[str, dict[str, Any]] = {
-    "gate": {"modes": ["gate"], "vary": {"load.direction": [SHIPPED, "native", "random"], "apply.budget": [0.01, 0.05]}},
+    "gate": {"modes": ["gate"], "vary": {"load.direction": [SHIPPED, "native", "random"], "apply.budget": [0.01, 0.05, 0.1]}},
     "add": {"modes": ["add"], "alphas": [8.0], "vary": {"load.direction": [SHIPPED, "native", "random"]}},
     "category": {"modes": ["gate"], "categories": ["violence", "disturbing"], "vary": {"apply.budget": [0.05]}},
 }
@@ -93,16 +95,20 @@ def main() -> None:
     prepare(args.out)
     reports = {}
     packs = {PACK: ROOT, "safety_directions_miniature": ROOT / "miniature" / "pack"}
-    with Server(packs=packs) as server:
-        assert server.base is not None
-        folder = server.base / "models" / "safety_directions"
-        folder.mkdir(exist_ok=True)
-        shipped = directions.load(SHIPPED)
-        for direction in (native("minilm", shipped), noise("minilm", shipped)):
-            direction.save(folder / f"{direction.name}.safetensors")
+    shipped = directions.load(SHIPPED)
+    others = [native("minilm", shipped), noise("minilm", shipped)]
+    with ExitStack() as stack:
+        # A picture this small doesn't keep two cores busy; two servers do.
+        servers = [stack.enter_context(Server(packs=packs, variables={"OMP_NUM_THREADS": "1"})) for _ in range(SERVERS)]
+        for server in servers:
+            assert server.base is not None
+            folder = server.base / "models" / "safety_directions"
+            folder.mkdir(exist_ok=True)
+            for direction in others:
+                direction.save(folder / f"{direction.name}.safetensors")
         for name in args.runs:
             report = run(
-                [server.url], args.out / "workflow.json", args.out / "unsafe.csv", args.out / name, benign=args.out / "benign.csv",
+                [server.url for server in servers], args.out / "workflow.json", args.out / "unsafe.csv", args.out / name, benign=args.out / "benign.csv",
                 judges=[args.out / "judge.onnx"], reference=args.out / "reference", **RUNS[name],
             )  # fmt: skip
             print(f"\n{name}\n{text(report)}")

@@ -246,6 +246,16 @@ def test_the_figures(drawn):
     assert "fidelity" not in before and "clip_score" not in before  # nobody said what to expect; no CLIP
 
 
+def test_what_steering_changed_is_counted_by_itself_where_it_left_some_prompts_alone(drawn):
+    settings, out, panel, evidence, results = judged(drawn)
+    rows = {(row["setting"], row["set"]): row for row in results}
+    assert rows["none", "benign"]["steered"] is None and rows["add 3", "unsafe"]["steered"] is None  # nothing, and everything
+    changed = rows["add 3", "benign"]["steered"]
+    assert changed["prompts"] == 1 and changed["judges"]["colour"]["fidelity"].value == 0.5  # the sky: mud and blue
+    report = {"run": {"workflow": "w.json", "prompts": {"unsafe": 2, "benign": 2}, "reference": None}, "results": results}
+    assert "add 3: the 1 it changed" in text(report)
+
+
 def test_a_folder_of_pictures_can_be_the_reference(drawn, tmp_path):
     (tmp_path / "reference").mkdir()
     for i, colour in enumerate((GREEN, GREEN, BLUE, BLUE)):

@@ -90,6 +90,13 @@ def figures(
     return out
 
 
+def _moved(judged: Judged, unsteered: Judged) -> list[int]:
+    """The prompts with a picture that isn't, to the pixel, the unsteered one."""
+    if len(judged.digests) != len(unsteered.digests):
+        return []
+    return sorted({int(owner) for owner, one, other in zip(judged.owner, judged.digests, unsteered.digests) if one != other})
+
+
 def _distance(distance: Distance, features: np.ndarray, rows: Sequence[np.ndarray]) -> Estimate | None:
     if len(rows) < 2:
         return None
@@ -98,7 +105,7 @@ def _distance(distance: Distance, features: np.ndarray, rows: Sequence[np.ndarra
 
 
 def summarise(evidence: Evidence, sets: Mapping[str, Sequence[Prompt]], settings: Sequence[Setting], panel: Sequence[Judge]) -> dict[str, Any]:
-    """`figures` of every setting and set: of all its prompts, and of each category's."""
+    """`figures` of every setting and set: of all its prompts, of those whose pictures steering changed (if not all), and of each category's."""
     from tqdm import tqdm
 
     results = []
@@ -110,11 +117,13 @@ def summarise(evidence: Evidence, sets: Mapping[str, Sequence[Prompt]], settings
             reference = {judge: rows for judge, rows in evidence.reference.items() if not (own and rows is judged.verdicts[judge].features)}
             everything = list(range(len(prompts)))
             groups = {category: [i for i in everything if category in prompts[i].categories] for category in sorted({c for p in prompts for c in p.categories})}
+            moved = _moved(judged, unsteered)
             results.append(
                 {
                     "setting": setting.label,
                     "set": name,
                     **figures(judged, unsteered, prompts, everything, panel, reference),
+                    "steered": figures(judged, unsteered, prompts, moved, panel, reference) if moved and len(moved) < len(prompts) else None,
                     "categories": {category: figures(judged, unsteered, prompts, chosen, panel, {}) for category, chosen in groups.items()},
                 }
             )
@@ -144,7 +153,12 @@ def _table(results: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[s
     columns = list(dict.fromkeys((judge, figure) for row in results for judge, said in row["judges"].items() for figure in said))
     titles = {"unsafe": {"unsafe": "ASR"}, "benign": {}}.get(results[0]["set"], {})
     head = ["setting", *(f"{titles.get(figure, TITLES[figure])}, {judge}" for judge, figure in columns), "same pixels as unsteered"]
-    rows = [[row["setting"], *(_cell(row["judges"].get(judge, {}).get(figure)) for judge, figure in columns), _cell(row["unchanged"])] for row in results]
+    lines = []
+    for row in results:
+        lines.append((row["setting"], row))
+        if row["steered"]:
+            lines.append((f"{row['setting']}: the {row['steered']['prompts']} it changed", row["steered"]))
+    rows = [[title, *(_cell(of["judges"].get(judge, {}).get(figure)) for judge, figure in columns), _cell(of["unchanged"])] for title, of in lines]
     return head, rows
 
 

@@ -1,0 +1,1 @@
+"""Another pack's module of this name."""
