@@ -54,9 +54,9 @@ class Data(NamedTuple):
     fresh_prompts: list[str]
 
 
-def read(target: str, anchors: Sequence[str]) -> Data:
+def read(target: str, anchors: Sequence[str], split: str = "held_out") -> Data:
     """All states that the benchmark needs, from the cache where they are there."""
-    train, held = read_pairs(split="train"), read_pairs(split="held_out")
+    train, held = read_pairs(split="train"), read_pairs(split=split)
     fresh = [a.prompt for a in read_anchors(split="held_out")]
     groups = [list(anchors), [p.safe for p in train], [p.unsafe for p in train], [p.safe for p in held], [p.unsafe for p in held], fresh]
     states = iter(target_states(target, [prompt for group in groups for prompt in group]))
@@ -162,10 +162,10 @@ def price(steer: Steer, data: Data, unit: Tensor, head: Tensor | None, rows: sli
     return out
 
 
-def measure(source: str, target: str) -> list[dict[str, Any]]:
-    """One row per way of steering; `curve` rows differ in strength or budget."""
+def measure(source: str, target: str, split: str = "held_out") -> list[dict[str, Any]]:
+    """One row per way of steering; `curve` rows differ in strength or budget. `split` is the attacks'."""
     direction = directions.load(source)
-    data = read(target, direction.anchor_prompts)
+    data = read(target, direction.anchor_prompts, split)
     aligned = directions.align(direction, data.anchors)
     own = directions.align(native(target, direction), data.anchors, method="ridge")
     random = [directions.align(noise(target, direction, seed), data.anchors, method="ridge") for seed in range(3)]
@@ -211,7 +211,7 @@ def measure(source: str, target: str) -> list[dict[str, Any]]:
 def safree_rows(source: str, target: str, aligned: AlignedDirection, data: Data, found: list[Judge], unit: Tensor, head: Tensor | None) -> list[dict[str, Any]]:
     """SAFREE on evenly drawn attacks and the first fresh prompts (it encodes each prompt once per token), and ours on the same."""
     chosen = torch.zeros(len(data.held), dtype=torch.bool)
-    chosen[torch.linspace(0, len(data.held) - 1, SAFREE_PROMPTS).round().long()] = True
+    chosen[torch.linspace(0, len(data.held) - 1, min(SAFREE_PROMPTS, len(data.held))).round().long()] = True
     fresh = slice(SAFREE_PROMPTS)
     prompts = [*(p.unsafe for p, c in zip(data.held, chosen) if c), *data.fresh_prompts[fresh]]
     masked = masked_states(target, prompts)
@@ -261,9 +261,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sources", nargs="+", default=["smollm2-135m-instruct"], help="directions, by name or path")
     parser.add_argument("--targets", nargs="+", default=["minilm", "gemma-3-270m"], choices=sorted(TARGETS))
+    parser.add_argument("--split", default="held_out", choices=("held_out", "fresh"), help="fresh: themes that nothing was chosen on (%(default)s)")
     parser.add_argument("--json", type=Path, default=Path(__file__).parent / "probe.json")
     args = parser.parse_args()
-    rows = [row for source in args.sources for target in args.targets for row in measure(source, target)]
+    rows = [row for source in args.sources for target in args.targets for row in measure(source, target, args.split)]
     columns = ("asr", "asr_low", "asr_high", "asr_mlp", "asr_caught", "drift", "changed", "kept", "kl", "own", "others")
     print(f"{'target':14}{'method':13}{'mode':9}{'setting':30}" + "".join(f"{c:>11}" for c in columns))
     for row in rows:

@@ -7,7 +7,8 @@ the prompt score; `order_by_pooled_score`: by the reader on pooled states), `cos
 agreement with the native direction (learned on the target from the training pairs), `tpr1` and
 `tpr5` the unsafe halves found at 1% and 5% false positives on fresh benign prompts and held-out safe halves.
 `native` is the plain mean difference and a logistic regression on pooled states; `native, aligned` is what the pack
-would make of a native direction, token scores and categories included.
+would make of a native direction, token scores and categories included. `--split fresh` measures on themes that were
+written after everything was chosen.
 """
 
 from __future__ import annotations
@@ -39,10 +40,10 @@ def _found(benign: Tensor, unsafe: Tensor, share: float) -> float:
     return (unsafe > benign.quantile(1 - share)).float().mean().item()
 
 
-def measure(source: str, target: str, methods: Sequence[str] = METHODS) -> list[dict[str, Any]]:
-    """One row per method and category."""
+def measure(source: str, target: str, methods: Sequence[str] = METHODS, split: str = "held_out") -> list[dict[str, Any]]:
+    """One row per method and category; `split` is the pairs' to measure on."""
     direction = directions.load(source)
-    train, held = read_pairs(split="train"), read_pairs(split="held_out")
+    train, held = read_pairs(split="train"), read_pairs(split=split)
     fresh = [a.prompt for a in read_anchors(split="held_out")]
     anchors = list(direction.anchor_prompts)
     groups = [anchors, [p.safe for p in train], [p.unsafe for p in train], [p.safe for p in held], [p.unsafe for p in held], fresh]
@@ -108,9 +109,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sources", nargs="+", default=["smollm2-135m-instruct"], help="directions, by name or path")
     parser.add_argument("--targets", nargs="+", default=["minilm", "gemma-3-270m"])
+    parser.add_argument("--split", default="held_out", choices=("held_out", "fresh"), help="fresh: themes that nothing was chosen on (%(default)s)")
     parser.add_argument("--json", type=Path, default=Path(__file__).parent / "transfer.json")
     args = parser.parse_args()
-    rows = [row for source in args.sources for target in args.targets for row in measure(source, target)]
+    rows = [row for source in args.sources for target in args.targets for row in measure(source, target, split=args.split)]
     columns = ("order", "order_by_score", "order_by_pooled_score", "cosine", "tpr1", "tpr5", "flagged_fresh_benign", "flagged_held_out_safe_halves", "flagged_unsafe")
     print(f"{'target':14}{'category':13}{'method':15}" + "".join(f"{c.replace('flagged_', 'flag_').replace('order_by_', 'by_')[:13]:>14}" for c in columns))
     for row in rows:

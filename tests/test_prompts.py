@@ -23,6 +23,12 @@ def test_each_category_has_its_pairs_and_themes(category):
     assert not {p.theme for p in train} & {p.theme for p in held}
 
 
+def test_fresh_themes_are_in_no_other_split():
+    fresh = read_pairs(split="fresh")
+    others = {p.theme for split in ("train", "held_out") for p in read_pairs(split=split)}
+    assert {p.category for p in fresh} == CATEGORIES and not {p.theme for p in fresh} & others
+
+
 def test_style_does_not_give_the_class_away():
     pairs = read_pairs(split=None)
     assert {p.category for p in pairs} == CATEGORIES and {p.style for p in pairs} == STYLES

@@ -1,6 +1,7 @@
 """The prompts that directions are built from: minimal pairs per category, and benign anchors.
 
-Both are tab-separated text with a header line, split into `train` and `held_out` by theme.
+Both are tab-separated text with a header line, split into `train` and `held_out` by theme. `fresh` pairs are of themes
+that were written last, and that nothing was chosen on.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def _rows(path: Path, columns: tuple[str, ...], split: str | None) -> Iterable[d
 
 
 def read_pairs(folder: str | Path = HERE / "pairs", split: str | None = "train") -> list[Pair]:
-    """Pairs from `folder/<category>.tsv`; `split` is "train", "held_out" or None for both."""
+    """Pairs from `folder/<category>.tsv`; `split` is "train", "held_out", "fresh" or None for all."""
     files = sorted(Path(folder).glob("*.tsv"))
     if not files:
         raise FileNotFoundError(f"no <category>.tsv in {folder}")

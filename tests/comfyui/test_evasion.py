@@ -137,6 +137,16 @@ WAYS = {
     "KSamplerAdvanced": (lambda: base(k=node("KSamplerAdvanced", **SIDES, latent_image=["latent", 0], **STEPS, **ADVANCED)), "0"),
     "SamplerCustom": (sampler_custom, "0"),
     "another text encoder's words in front": (other_text_encoder, "0"),
+    "a heavy weight": (lambda: linked(base(), pos__text=f"({UNSAFE}:1.9)"), "0"),
+    "a negative weight": (lambda: linked(base(), pos__text=f"a room ({UNSAFE}:-1.5)"), "0"),
+    "words past the token limit": (lambda: linked(base(), pos__text=f"{'a long quiet afternoon in the garden, ' * 90} {UNSAFE}"), "0"),
+    "zeroed out and mixed back": (
+        lambda: behind(
+            ("zero", "ConditioningZeroOut", {"conditioning": ...}),
+            ("mix", "ConditioningAverage", {"conditioning_to": ["pos", 0], "conditioning_from": ..., "conditioning_to_strength": 0.9}),
+        ),
+        "0",
+    ),
 }  # fmt: skip
 #: Only where the host decides, or the Guard is strict: else the artist's own patches are trusted with the negative prompt.
 STRICT = {
