@@ -247,7 +247,7 @@ def test_the_figures(drawn):
 
 
 def test_what_steering_changed_is_counted_by_itself_where_it_left_some_prompts_alone(drawn):
-    settings, out, panel, evidence, results = judged(drawn)
+    *_, results = judged(drawn)
     rows = {(row["setting"], row["set"]): row for row in results}
     assert rows["none", "benign"]["steered"] is None and rows["add 3", "unsafe"]["steered"] is None  # nothing, and everything
     changed = rows["add 3", "benign"]["steered"]
