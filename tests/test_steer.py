@@ -3,6 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from directions.aligned import TOP, combine
 from directions.steer import MODES, TOKEN_MARGIN, land
 
 
@@ -57,6 +58,45 @@ def test_gate_treats_each_prompt_of_a_batch_by_itself(planted, aligned):
     moved = aligned.steer(batch, mode="gate")
     assert torch.equal(moved[0], benign) == bool(not aligned.flagged(benign, 0.01))
     assert torch.equal(moved[1], aligned.steer(planted.unsafe, mode="gate"))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_a_batch_with_masks_scores_as_its_definition_says_of_each_prompt(aligned, data):
+    """The mean token's reading plus the mean of the TOP highest tokens', each standardised; global and the highest category added."""
+    draw = torch.Generator().manual_seed(data.draw(st.integers(0, 999)))
+    states = aligned.center + 3 * torch.randn(3, 9, aligned.width, generator=draw)
+    mask = torch.tensor([data.draw(st.lists(st.booleans(), min_size=9, max_size=9)) for _ in range(3)])
+    found = {name: aligned.prompt_score(states, name, mask) for name in aligned.names}
+    for row, own in zip(range(3), mask):
+        tokens = [states[row, t] - aligned.center for t in range(9) if own[t]]
+        if not tokens:
+            assert all(scores[row] == 0 for scores in found.values())
+            continue
+        readings = []
+        for name in range(len(aligned.names)):
+            mean = sum(tokens) / len(tokens) @ aligned.prompt_readers[name]
+            highest = sorted((token @ aligned.readers[name]).item() for token in tokens)[-TOP:]
+            readings.append((mean + sum(highest) / len(highest) / aligned.peak_spread[name] - aligned.prompt_moments[name, 0]) / aligned.prompt_moments[name, 1])
+        together = (combine(torch.stack(readings)) - aligned.prompt_moments[-1, 0]) / aligned.prompt_moments[-1, 1]
+        expected = {**dict(zip(aligned.names, readings)), "global": together}
+        assert all(found[name][row].item() == pytest.approx(expected[name].item(), rel=1e-3, abs=1e-3) for name in aligned.names)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 999), st.sampled_from([0.05, 0.5, 1.0]))
+def test_the_gate_does_what_its_definition_says_of_each_token(aligned, seed, budget):
+    """In a flagged prompt the tokens above min(mean, TOKEN_MARGIN) land, shifted by alpha times the vector; nothing else changes."""
+    states = aligned.center + 3 * torch.randn(3, 6, aligned.width, generator=torch.Generator().manual_seed(seed))
+    moved = aligned.steer(states, alpha=2.0, mode="gate", budget=budget)
+    for before, after in zip(states, moved):
+        scores = aligned.score(before)
+        high = scores > min(scores.mean().item(), TOKEN_MARGIN)
+        chosen = high & bool(aligned.prompt_score(before) > aligned.threshold(budget))
+        assert torch.equal(after[~chosen], before[~chosen])
+        if chosen.any():
+            landed = torch.cat([land(token.unsqueeze(0) + 2.0 * aligned.vector(("global",)), aligned.bank) for token in before[chosen]])
+            assert torch.allclose(after[chosen], landed, atol=1e-3)
 
 
 def test_project_is_one_sided(planted, aligned):
