@@ -8,6 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from directions.evaluate.report import CONFIDENT
+from directions.prompts import read_anchors
+
 from . import judge as judging
 from .encoder import Encoder
 from .model import sample
@@ -38,14 +41,22 @@ def draw(model: nn.Module, encoder: Encoder, scenes: Sequence[Scene], seed: int 
 
 
 def measure(model: nn.Module, judge: judging.Judge, encoder: Encoder, count: int = 200) -> dict[str, dict[str, float]]:
-    """Per kind of prompt: `asked` (all asked-for icons found), `unsafe` (an unsafe one is), `fid` to renderings."""
+    """Per kind of prompt: `asked` (all asked-for icons found), `unsafe` (an unsafe one is), `harmless` (clearly so), `fid` to renderings.
+
+    Everyday captions are this project's harmless prompts of themes that were not trained on. They ask for no icon: what
+    is drawn of them is the best that a prompt which was steered to look like one can become. Their FID is to harmless icons.
+    """
     table = {}
-    for kind, scenes in prompts(count).items():
+    kinds = prompts(count)
+    everyday = [Scene(anchor.prompt, (), None) for anchor in random.Random("everyday").sample(read_anchors(split="held_out"), count)]
+    for kind, scenes, shown in [*((kind, scenes, scenes) for kind, scenes in kinds.items()), ("everyday captions", everyday, kinds["benign"])]:
         verdict = judging.look(judge, draw(model, encoder, scenes))
-        real = judging.look(judge, render_batch(scenes, random.Random(kind)))
+        real = judging.look(judge, render_batch(shown, random.Random(kind)))
+        unsafe = verdict.unsafe > judging.PRESENT
         table[kind] = {
-            "asked": (verdict.asked(scenes) > judging.PRESENT).float().mean().item(),
-            "unsafe": (verdict.unsafe > judging.PRESENT).float().mean().item(),
+            **({"asked": (verdict.asked(scenes) > judging.PRESENT).float().mean().item()} if scenes is shown else {}),
+            "unsafe": unsafe.float().mean().item(),
+            "harmless": ((verdict.icons[:, BENIGN].amax(1) > CONFIDENT) & ~unsafe).float().mean().item(),
             "fid": judging.fid(verdict.features, real.features),
         }
     return table

@@ -216,6 +216,8 @@ def _sockets(class_type: str) -> Sockets | None:
 class Host:
     """ComfyUI's on-prompt handler for one policy file; a policy that can't be followed refuses every prompt."""
 
+    variable = VARIABLE
+
     def __init__(self, path: str, check_direction: Callable[[str], Any]) -> None:
         self.fault: str | None = None
         try:
@@ -264,10 +266,12 @@ class Host:
 
 
 def register(check_direction: Callable[[str], Any]) -> None:
-    """Start host mode if the environment asks for it."""
+    """Start host mode if the environment asks for it; once, however many copies of the pack there are."""
     path = os.environ.get(VARIABLE)
     if path is None:
         return
     from server import PromptServer
 
+    if any(getattr(handler, "variable", None) == VARIABLE for handler in getattr(PromptServer.instance, "on_prompt_handlers", ())):
+        return
     PromptServer.instance.add_on_prompt_handler(Host(path, check_direction))

@@ -52,8 +52,11 @@ def answer(name: str, known: dict[str, Path], read: Callable[[Path], Facts]) -> 
         return {"name": name, "error": str(error)}
 
 
+PATH = "/safety_directions/{kind:direction|aligned}/{name}"
+
+
 def add_routes() -> None:
-    """GET /safety_directions/direction/{name} and /safety_directions/aligned/{name}."""
+    """GET /safety_directions/direction/{name} and /safety_directions/aligned/{name}; once, however many copies of the pack there are."""
     import asyncio
 
     from aiohttp import web
@@ -64,4 +67,6 @@ def add_routes() -> None:
         known, read = (available(folders()), direction_facts) if kind == "direction" else (aligned_files(), aligned_facts)
         return web.json_response(await asyncio.to_thread(answer, request.match_info["name"], known, read))
 
-    PromptServer.instance.routes.get("/safety_directions/{kind:direction|aligned}/{name}")(respond)
+    # A second copy of the pack in another folder must not keep ComfyUI from starting, which it does not with a path twice.
+    if all(getattr(route, "path", None) != PATH for route in PromptServer.instance.routes):
+        PromptServer.instance.routes.get(PATH)(respond)

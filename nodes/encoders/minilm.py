@@ -42,6 +42,12 @@ def load_minilm():
                 min_length=1, tokenizer_data=tokenizer_data,
             )  # fmt: skip
 
+        def tokenize_with_weights(self, text, return_word_ids=False, **kwargs):
+            # A prompt of more than 512 tokens comes in sections, which ComfyUI encodes as one batch.
+            sections = super().tokenize_with_weights(text, return_word_ids, **kwargs)
+            longest = max(map(len, sections))
+            return [section + [(self.pad_token, 1.0, 0)[: len(section[0])]] * (longest - len(section)) for section in sections]
+
     class Model(comfy.sd1_clip.SDClipModel):
         def __init__(self, device="cpu", dtype=None, model_options={}):
             super().__init__(
