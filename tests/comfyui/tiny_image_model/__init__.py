@@ -1,6 +1,8 @@
 """A node pack for tests: the miniature's architecture with random weights, as a MODEL and a VAE. It draws mud."""
 
+import json
 import sys
+import tempfile
 from pathlib import Path
 
 import torch
@@ -40,7 +42,11 @@ class TinyClipVision(io.ComfyNode):
 
         torch.manual_seed(0)
         layers = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "hidden_act": "quick_gelu"}
-        vision = ClipVisionModel(layers | {"num_channels": 3, "image_size": 32, "patch_size": 8, "projection_dim": width, "model_type": "clip_vision_model"})
+        layers |= {"num_channels": 3, "image_size": 32, "patch_size": 8, "projection_dim": width, "model_type": "clip_vision_model"}
+        with tempfile.TemporaryDirectory() as folder:  # older versions of ComfyUI take a file only
+            config = Path(folder) / "config.json"
+            config.write_text(json.dumps(layers), encoding="utf-8")
+            vision = ClipVisionModel(str(config))
         with torch.no_grad():
             for weights in vision.model.parameters():
                 weights.copy_(torch.randn_like(weights) * 0.1)
