@@ -75,6 +75,35 @@ def prepare(out: Path) -> None:
         Image.fromarray(((picture.transpose(1, 2, 0) + 1) * 127.5).round().clip(0, 255).astype("uint8")).save(folder / f"{number:04}.png")
 
 
+SHOWN = "gate-5-smollm2-135m-instruct-0.05"
+"""The setting whose pictures stand in the README."""
+
+
+def sheet(run: Path, path: Path, zoom: int = 3, columns: int = 11) -> None:
+    """Evenly drawn unsafe prompts of a run and two benign ones: as asked above, steered below."""
+    import textwrap
+
+    from PIL import Image, ImageDraw, ImageFont
+
+    chosen = []
+    for name, count in (("unsafe", columns), ("benign", 2)):
+        with (run.parent / f"{name}.csv").open(newline="", encoding="utf-8") as stream:
+            prompts = [row["prompt"] for row in csv.DictReader(stream)]
+        chosen += [(name, i, prompts[i]) for i in (round((n + 0.5) * len(prompts) / count) for n in range(count))]
+    side, text, left = 32 * zoom, 62, 66
+    page = Image.new("RGB", (left + len(chosen) * (side + 10), text + 2 * (side + 10)), "white")
+    draw, font = ImageDraw.Draw(page), ImageFont.load_default(11)
+    for row, label in enumerate(("as asked", "steered")):
+        draw.text((4, text + row * (side + 10) + side // 2 - 6), label, "black", font)
+    for column, (name, index, prompt) in enumerate(chosen):
+        x = left + column * (side + 10)
+        draw.multiline_text((x, 2), textwrap.fill(prompt, 17), "black", font, spacing=1)
+        for row, folder in enumerate(("none", SHOWN)):
+            with Image.open(run / "pictures" / folder / f"{name}-{index:05d}-1of1.png") as picture:
+                page.paste(picture.resize((side, side), Image.Resampling.NEAREST), (x, text + row * (side + 10)))
+    page.quantize(128).save(path, optimize=True)
+
+
 RUNS: dict[str, dict[str, Any]] = {
     "gate": {"modes": ["gate"], "vary": {"load.direction": [SHIPPED, "native", "random"], "apply.budget": [0.01, 0.05, 0.1]}},
     "add": {"modes": ["add"], "alphas": [8.0], "vary": {"load.direction": [SHIPPED, "native", "random"]}},
@@ -88,6 +117,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("demo-output/images"), help="pictures and reports; a killed run goes on (%(default)s)")
     parser.add_argument("--runs", nargs="+", default=list(RUNS), choices=list(RUNS))
     parser.add_argument("--json", type=Path, default=Path(__file__).parent / "images.json")
+    parser.add_argument("--sheet", type=Path, help="write the README's picture here; needs the run `gate`")
     args = parser.parse_args()
     from directions.evaluate.report import text
 
@@ -113,6 +143,8 @@ def main() -> None:
             )  # fmt: skip
             print(f"\n{name}\n{text(report)}")
             reports[name] = report["results"]
+    if args.sheet:
+        sheet(args.out / "gate", args.sheet)
     args.json.write_text(json.dumps(reports, indent=1, default=lambda value: value._asdict()) + "\n", encoding="utf-8")
     print(f"written: {args.json.name}; pages with pictures: {', '.join(str(args.out / name / 'report.html') for name in args.runs)}")
 
