@@ -15,6 +15,8 @@ demo:
 
 # The folder itself is a package once ComfyUI has loaded it, and its name need not be one that Python can import:
 # --explicit-package-bases keeps mypy from deriving module names from it.
+# One thread each: the tests start several ComfyUIs, and on a busy machine threads that wait for each other take ten times as long.
+test: export OMP_NUM_THREADS ?= 1
 test:
 	@set -e; python="$$($(PYTHON) -m demo.environment test)"; \
 	"$$python" -m ruff check .; \

@@ -106,6 +106,7 @@ def sheet(run: Path, path: Path, zoom: int = 3, columns: int = 11) -> None:
 
 RUNS: dict[str, dict[str, Any]] = {
     "gate": {"modes": ["gate"], "vary": {"load.direction": [SHIPPED, "native", "random"], "apply.budget": [0.01, 0.05, 0.1]}},
+    "strong": {"modes": ["gate"], "alphas": [8.0], "vary": {"load.direction": [SHIPPED, "native"], "apply.budget": [0.1]}},
     "add": {"modes": ["add"], "alphas": [8.0], "vary": {"load.direction": [SHIPPED, "native", "random"]}},
     "category": {"modes": ["gate"], "categories": ["violence", "disturbing"], "vary": {"apply.budget": [0.05]}},
 }
@@ -116,14 +117,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("demo-output/images"), help="pictures and reports; a killed run goes on (%(default)s)")
     parser.add_argument("--runs", nargs="+", default=list(RUNS), choices=list(RUNS))
-    parser.add_argument("--json", type=Path, default=Path(__file__).parent / "images.json")
+    parser.add_argument("--json", type=Path, default=Path(__file__).parent / "images.json", help="runs that are not asked for stay in it (%(default)s)")
     parser.add_argument("--sheet", type=Path, help="write the README's picture here; needs the run `gate`")
     args = parser.parse_args()
     from directions.evaluate.report import text
 
     args.out.mkdir(parents=True, exist_ok=True)
     prepare(args.out)
-    reports = {}
+    reports = json.loads(args.json.read_text(encoding="utf-8")) if args.json.is_file() else {}
     packs = {PACK: ROOT, "safety_directions_miniature": ROOT / "miniature" / "pack"}
     shipped = directions.load(SHIPPED)
     others = [native("minilm", shipped), noise("minilm", shipped)]
