@@ -90,14 +90,14 @@ def sheet(run: Path, path: Path, zoom: int = 3, columns: int = 11) -> None:
         with (run.parent / f"{name}.csv").open(newline="", encoding="utf-8") as stream:
             prompts = [row["prompt"] for row in csv.DictReader(stream)]
         chosen += [(name, i, prompts[i]) for i in (round((n + 0.5) * len(prompts) / count) for n in range(count))]
-    side, text, left = 32 * zoom, 62, 66
+    side, text, left = 32 * zoom, 74, 66
     page = Image.new("RGB", (left + len(chosen) * (side + 10), text + 2 * (side + 10)), "white")
     draw, font = ImageDraw.Draw(page), ImageFont.load_default(11)
     for row, label in enumerate(("as asked", "steered")):
         draw.text((4, text + row * (side + 10) + side // 2 - 6), label, "black", font)
     for column, (name, index, prompt) in enumerate(chosen):
         x = left + column * (side + 10)
-        draw.multiline_text((x, 2), textwrap.fill(prompt, 17), "black", font, spacing=1)
+        draw.multiline_text((x, 2), textwrap.fill(prompt, 16), "black", font, spacing=1)
         for row, folder in enumerate(("none", SHOWN)):
             with Image.open(run / "pictures" / folder / f"{name}-{index:05d}-1of1.png") as picture:
                 page.paste(picture.resize((side, side), Image.Resampling.NEAREST), (x, text + row * (side + 10)))
