@@ -36,9 +36,10 @@ class EdgeBank:
     @classmethod
     def of(cls, prompts: Tensor, edges: Sequence[Mapping[int, Tensor]]) -> "EdgeBank":
         """Of prompts' means [M, W] and their edge states by role; a state that is the same for every prompt, like CLIP's start, is left out."""
+        if not edges:
+            return cls(prompts.half(), prompts.new_zeros(len(prompts), 0, prompts.shape[1]).half(), ())
         size = prompts.std(0, correction=0).norm()
-        common = sorted(set.intersection(*(set(own) for own in edges))) if edges else []
-        stacked = {role: torch.stack([own[role] for own in edges]) for role in common}
+        stacked = {role: torch.stack([own[role] for own in edges]) for role in sorted(set.intersection(*map(set, edges)))}
         varying = tuple(role for role, rows in stacked.items() if rows.std(0, correction=0).norm() > STEADY * size)
         states = torch.stack([stacked[role] for role in varying], 1) if varying else prompts.new_zeros(len(prompts), 0, prompts.shape[1])
         limit = torch.finfo(torch.float16).max

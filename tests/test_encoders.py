@@ -61,10 +61,12 @@ assert not empty.any()
 clip = encoders.load_minilm()
 prompts = ["a red dog", "a blue cat", "the long road to the harbour", "x"]
 edges = encoders.layout.find_edges(clip)
-states = encoders.alignment._anchor_states(clip, prompts, encoders.layout.find_places(clip, edges), edges)["cond"]
-for prompt, rows in zip(prompts, states):
-    alone = clip.encode_from_tokens(clip.tokenize(prompt), return_dict=True)["cond"][0, 1:-1]
-    assert torch.allclose(rows, alone, atol=1e-4), prompt
+states, edge_states = encoders.alignment._anchor_states(clip, prompts, encoders.layout.find_places(clip, edges), edges)
+for index, (prompt, rows) in enumerate(zip(prompts, states["cond"])):
+    alone = clip.encode_from_tokens(clip.tokenize(prompt), return_dict=True)["cond"][0]
+    assert torch.allclose(rows, alone[1:-1], atol=1e-4), prompt
+    own = edge_states["cond"][index]
+    assert set(own) == {1, -1} and torch.allclose(torch.stack([own[1], own[-1]]), alone[[0, -1]], atol=1e-4), prompt
 import dataclasses, tempfile, folder_paths
 from pack.nodes.encoders.identity import identify
 name = identify(clip)
