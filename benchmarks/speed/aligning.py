@@ -32,7 +32,7 @@ def measure() -> Iterator[Row]:
         }
         with torch.inference_mode():
             alone = [nodes.alignment._rows(entry, clip.encode_from_tokens(entry, return_dict=True), places, edges)["cond"] for entry in tokens]
-            ours = nodes.alignment._anchor_states(clip, some, places, edges)["cond"]
+            ours = nodes.alignment._anchor_states(clip, some, places, edges)[0]["cond"]
             error = max(((a - b).norm(dim=-1).max() / a.norm(dim=-1).mean()).item() for a, b in zip(alone, ours))
             seconds = in_turn(tasks, 3)
         each = {task: f"{median(values) / len(some) * 1e3:.1f} ms" for task, values in seconds.items()}
