@@ -56,7 +56,7 @@ class EdgeBank:
         Returns:
             [T, W]; REST moves as a whole, by the difference of the means, and keeps what tells its states apart.
         """
-        out = states.clone()
+        out, limit = states.clone(), torch.finfo(states.dtype).max
         if not self.roles or not content.any():
             return out
         weight, index = nearest(states[content].float().mean(0, keepdim=True), self.prompts.to(states.device))
@@ -65,7 +65,8 @@ class EdgeBank:
             at = list(positions.get(role, ()))
             if at:
                 own = states[at].float()
-                out[at] = (target if role != REST else own - own.mean(0) + target).to(states).expand_as(own)
+                moved = own - own.mean(0) + target if role == REST else target.expand_as(own)
+                out[at] = moved.clamp(-limit, limit).to(states)
         return out
 
 

@@ -82,6 +82,18 @@ def test_padding_moves_as_a_whole(prompts):
     assert out.dtype == states.dtype and torch.allclose(shift[0], shift[1], atol=2e-2) and shift.mean() > 3
 
 
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.float16, torch.bfloat16])
+def test_what_lands_stays_finite_in_every_precision(prompts, dtype):
+    means, edges = prompts
+    bank = EdgeBank.of(means * 100, [{role: rows * 20000 for role, rows in own.items()} for own in edges])
+    content, attended = of("e..eee")
+    states = (torch.randn(6, WIDTH, generator=torch.Generator().manual_seed(3)) * 100).to(dtype)
+    states[4] = states[4].float().abs().mul(50).clamp(max=torch.finfo(dtype).max).to(dtype)
+    states[1:3] = torch.full((2, WIDTH), 400.0).to(dtype)  # among the harmless prompts of one group
+    out = bank.land(states, torch.tensor(content), find(content, attended, 1, True))
+    assert out.dtype == dtype and torch.isfinite(out.float()).all() and out.float()[3].abs().max() > 100
+
+
 def test_without_own_tokens_or_roles_nothing_moves(prompts):
     states = torch.randn(4, WIDTH)
     none = torch.zeros(4, dtype=torch.bool)
