@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import urllib.request
 from io import BytesIO
 from pathlib import Path
@@ -238,6 +239,10 @@ def test_the_shipped_templates_are_those_that_demo_templates_makes(tiny):
         assert (ROOT / path).read_text(encoding="utf-8") == text, "run: python -m demo.templates"
 
 
+def template(name):
+    return json.loads((ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
+
+
 TEMPLATES = sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
 
 
@@ -249,7 +254,7 @@ def test_a_template_is_valid_and_stops_only_for_want_of_weights(tiny, name):
     llm = tiny.base / "models" / "LLM"
     llm.mkdir(exist_ok=True)
     (llm / "SmolLM2-135M-Instruct.Q4_1.gguf").touch()
-    workflow = json.loads((ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
+    workflow = template(name)
     notes = [node for node in workflow["nodes"] if node["type"] == "MarkdownNote"]
     assert len(notes) == 1 and notes[0]["widgets_values"][0].startswith("# ")
     with pytest.raises(GraphError) as caught:
@@ -266,6 +271,12 @@ def test_every_template_has_a_picture_and_is_listed(tiny):
         assert picture.width >= 400 and (ROOT / "workflows" / f"{name}.jpg").stat().st_size < 80_000
 
 
+def translated(english, foreign):
+    """In another language, with the same numbers, paths and option names, which are typed as they are."""
+    fixed = r"(?a)\d+(?:\.\d+)?|models/\w+|<\w+>|pip install \w+|\b(?:gate|add|project|auto|steer|refuse|both)\b(?=:)"
+    return foreign != english and sorted(re.findall(fixed, english)) == sorted(re.findall(fixed, foreign.replace(" :", ":").replace("：", ":")))
+
+
 @pytest.mark.parametrize("language", ["zh", "ja", "ko", "fr", "de", "es"])
 def test_every_name_and_tooltip_is_translated(tiny, language):
     known = ask(tiny, "/i18n")[language]["nodeDefs"]
@@ -277,8 +288,19 @@ def test_every_name_and_tooltip_is_translated(tiny, language):
         inputs = {key: spec[1] if len(spec) > 1 else {} for group in ("required", "optional") for key, spec in node["input"].get(group, {}).items()}
         assert set(own["inputs"]) == set(inputs), name
         for key, options in inputs.items():
-            assert own["inputs"][key]["name"] and own["inputs"][key]["tooltip"] not in ("", options["tooltip"]), f"{name}.{key}"
+            assert own["inputs"][key]["name"], f"{name}.{key}"
+            assert translated(options["tooltip"], own["inputs"][key]["tooltip"]), f"{name}.{key}"
         assert len(own["outputs"]) == len(node["output"]), name
+        for slot, tooltip in enumerate(node["output_tooltips"]):
+            assert own["outputs"][str(slot)]["name"], f"{name}:{slot}"
+            assert not tooltip or translated(tooltip, own["outputs"][str(slot)]["tooltip"]), f"{name}:{slot}"
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_template_names_each_nodes_pack_for_a_manager_that_lacks_it(name):
+    (published,) = re.findall(r'^name = "(.+)"$', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
+    packs = {node["properties"].get("cnr_id") for node in template(name)["nodes"] if node["type"].startswith("SafetyDirection")}
+    assert packs == {published}
 
 
 def test_every_input_has_a_tooltip_and_every_node_that_steers_can_be_found(tiny):
