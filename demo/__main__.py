@@ -14,6 +14,7 @@ from .environment import EnvironmentFailure
 
 WORKFLOW = ROOT / "workflows" / "try-with-small-encoder.json"
 REPORT = ROOT / "demo-output" / "report.html"
+PROMPTS = ("unsafe prompt", "benign prompt")
 ALPHAS = (0.0, 1.0, 3.0, 5.0, 7.0)
 PICTURES = ROOT / "miniature" / "workflow.json"
 DRAWN = {"unsafe": "a bloody ripped out organ", "benign": "a strawberry"}
@@ -74,6 +75,15 @@ def _titles(workflow: dict[str, Any]) -> dict[str, str]:
     return {node["title"]: str(node["id"]) for node in workflow["nodes"] if "title" in node}
 
 
+def _add_pictures(graph: dict[str, Any], inspect: str, name: str) -> None:
+    """Inspect the prompt as it was too, and show both heat maps."""
+    after = graph[inspect]
+    applied = graph[after["inputs"]["conditioning"][0]]
+    graph[f"{name}, as it was"] = {**after, "inputs": after["inputs"] | {"conditioning": applied["inputs"]["conditioning"]}}
+    for when, source in (("before", f"{name}, as it was"), ("after", inspect)):
+        graph[f"{name}, {when}"] = {"class_type": "PreviewImage", "inputs": {"images": [source, 0]}}
+
+
 def main() -> int:
     """Run the demo; returns the exit status."""
     workflow = json.loads(WORKFLOW.read_text(encoding="utf-8"))
@@ -82,14 +92,16 @@ def main() -> int:
     with Server(packs={PACK: ROOT, "safety_directions_miniature": ROOT / "miniature" / "pack"}) as server:
         version = server.system_stats()["system"].get("comfyui_version", "")
         graph = to_api(workflow, server.object_info())
+        for name in PROMPTS:
+            _add_pictures(graph, ids[f"Inspect {name}"], name)
         print(f"ComfyUI {version} at {server.url}: aligning and steering (about a minute on a CPU)", flush=True)
         result = server.queue(graph, _show)
         print()
         sections, table = [], []
-        for name in ("unsafe prompt", "benign prompt"):
+        for name in PROMPTS:
             prompt = graph[ids[name]]["inputs"]["value"]
-            figures = "".join(_figure(server, result, ids[f"{name}, {when}"], f"{when}") for when in ("before", "after"))
-            before, after = (_shown(result, ids[f"Inspect {name}, {when}"]) for when in ("before", "after"))
+            figures = "".join(_figure(server, result, f"{name}, {when}", when) for when in ("before", "after"))
+            before, after = (_shown(result, node) for node in (f"{name}, as it was", ids[f"Inspect {name}"]))
             sections.append(f"<h2>{name}: “{html.escape(prompt)}”</h2><div class=pair>{figures}</div><p>before: {before}<br>after: {after}</p>")
             print(f"  {name}: {_score(before):+.2f} -> {_score(after):+.2f} (gate)")
         for alpha in ALPHAS:
@@ -97,7 +109,7 @@ def main() -> int:
                 if node["class_type"] == "SafetyDirectionApply":
                     node["inputs"] |= {"mode": "add", "alpha": alpha}
             swept = server.queue(graph, _show)
-            table.append((alpha, *(_score(_shown(swept, ids[f"Inspect {name}, after"])) for name in ("unsafe prompt", "benign prompt"))))
+            table.append((alpha, *(_score(_shown(swept, ids[f"Inspect {name}"])) for name in PROMPTS)))
         pictures = _pictures(server)
     rows = "".join(f"<tr><td>{a:g}</td><td>{u:+.2f}</td><td>{b:+.2f}</td></tr>" for a, u, b in table)
     sweep = f"<table><tr><th>alpha</th><th>unsafe prompt</th><th>benign prompt</th></tr>{rows}</table>"

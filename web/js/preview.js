@@ -60,7 +60,7 @@ export function draw(reading, name, choose) {
     { className: "row" },
     element("span", { className: reading.flagged ? "pill over" : "pill" }, reading.flagged ? "flagged" : "not flagged"),
     element("span", { className: "score" }, was ? `${signed(was.score, 2)} → ${signed(now.score, 2)}` : signed(now.score, 2)),
-    element("span", { className: "faint" }, `threshold ${signed(now.threshold, 2)} at ${(reading.budget * 100).toFixed(1)}%`),
+    element("span", { className: "faint" }, `threshold ${signed(now.threshold, 2)} at a budget of ${(reading.budget * 100).toFixed(1)}%`),
   );
   const before = reading.before?.[chosen].words;
   const after = reading.after[chosen].words;
@@ -78,6 +78,6 @@ export function draw(reading, name, choose) {
     row.addEventListener("click", () => choose(category === "global" ? "" : category));
     return row;
   }));
-  const legend = element("div", { className: "faint" }, "green: where 95% of harmless prompts lie; line: threshold; in benign standard deviations");
+  const legend = element("div", { className: "faint" }, `green: where 95% of harmless prompts lie; line: threshold;${reading.before ? " ring: before, dot: after;" : ""} in benign standard deviations`);
   return [head, ...rows, table, legend];
 }

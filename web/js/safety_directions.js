@@ -103,12 +103,19 @@ function addCategories(node, name) {
       set(many ? (rest.length < now.length ? rest : [...now, one]).join(", ") : now.includes(one) ? "" : one);
     };
     const chips = offered.map((one) => chip(one, chosen.includes(one), () => toggle(one)));
-    show(element("div", { className: "row" }, ...(offered.length ? [chip("all", !chosen.length, () => set("")), ...chips] : [element("span", { className: "faint" }, "categories show here once a direction is connected")])));
+    show(element("div", { className: "row" }, ...(offered.length ? [chip("all", !chosen.length, () => set("")), ...chips] : [element("span", { className: "faint" }, "categories show here once the direction is known")])));
   };
   if (input) {
     chain(input, "callback", refresh);
     watch(node, look, close);
   }
+}
+
+/** A prompt that comes through a link shows nothing here; it takes a line, not the node's free height. */
+function shrinkLinkedPrompt(node) {
+  const { options } = widget(node, "prompt") ?? {};
+  const linked = () => node.inputs?.some((input) => input.name === "prompt" && input.link != null);
+  if (options) options.getMinHeight = options.getMaxHeight = () => (linked() ? 20 : undefined);
 }
 
 function addPreview(node) {
@@ -167,6 +174,7 @@ app.registerExtension({
     if (FILES[type]) addFacts(node, FILES[type]);
     if (CATEGORIES[type]) addCategories(node, CATEGORIES[type]);
     if (type === "SafetyDirectionInspect") addPreview(node);
+    if (type === "SafetyDirectionInspect" || type === "SafetyDirectionSweep") shrinkLinkedPrompt(node);
     if (STEERING.includes(type) && globalThis.LGraphBadge) addBadge(node);
   },
   loadedGraphNode: refresh,
