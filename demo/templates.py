@@ -29,7 +29,7 @@ MODELS = {
     "wan2.2_vae.safetensors": (f"{HUB}/Comfy-Org/Wan_2.2_ComfyUI_Repackaged/resolve/main/split_files/vae/", "vae"),
 }
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
-COLUMN, WIDTH, GAP = 400, 350, 50
+COLUMN, WIDTH, GAP = 370, 330, 50  # six columns fit a screen of 1680 pixels at the scale from which ComfyUI draws words
 #: How much higher than its sockets and widgets a node is, for what it shows.
 SHOWS = {
     "SafetyDirectionLoad": 130, "SafetyDirectionApply": 60, "SafetyDirectionCLIP": 60, "SafetyDirectionGuard": 60, "SafetyDirectionInspect": 420,
