@@ -59,7 +59,8 @@ export function draw(reading, name, choose) {
     "div",
     { className: "row" },
     element("span", { className: reading.flagged ? "pill over" : "pill" }, reading.flagged ? "flagged" : "not flagged"),
-    element("span", { className: "score" }, was ? `${signed(was.score, 2)} → ${signed(now.score, 2)}` : signed(now.score, 2)),
+    was && element("span", { className: was.score > was.threshold ? "score over" : "score" }, signed(was.score, 2)),
+    element("span", { className: "score" }, was ? `→ ${signed(now.score, 2)}` : signed(now.score, 2)),
     element("span", { className: "faint" }, `threshold ${signed(now.threshold, 2)} at a budget of ${(reading.budget * 100).toFixed(1)}%`),
   );
   const before = reading.before?.[chosen].words;

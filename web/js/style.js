@@ -13,7 +13,7 @@ const CSS = `
 .safety-direction .pill { border-radius: 9px; padding: 0 8px; line-height: 18px; font-weight: 600; color: #fff; background: #2f7d54; }
 .safety-direction .pill.over { background: #c93a3a; }
 .safety-direction .score { font-size: 15px; font-weight: 600; }
-.safety-direction .was { opacity: 0.75; }
+.safety-direction .score.over { color: #e04848; }
 .safety-direction h6 { font: inherit; margin: 6px 0 3px; color: var(--descrip-text, #999); }
 .safety-direction .words { display: flex; flex-wrap: wrap; gap: 3px; }
 .safety-direction .words span { border-radius: 4px; padding: 0 5px; line-height: 20px; white-space: nowrap; max-width: 100%; overflow: hidden; text-overflow: ellipsis; }
