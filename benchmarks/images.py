@@ -16,13 +16,16 @@ import argparse
 import csv
 import json
 import random
+import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Iterable, Sequence
 
 import directions
 from demo.comfyui import PACK, ROOT, Server
-from directions.evaluate import run
+from directions.evaluate import UNSTEERED, run
 from miniature import judge
 from miniature.scenes import BENIGN, ICONS, UNSAFE, Scene, describe, random_pair, render
 
@@ -106,10 +109,34 @@ def sheet(run: Path, path: Path, zoom: int = 3, columns: int = 11) -> None:
 
 RUNS: dict[str, dict[str, Any]] = {
     "gate": {"modes": ["gate"], "vary": {"load.direction": [SHIPPED, "native", "random"], "apply.budget": [0.01, 0.05, 0.1]}},
-    "strong": {"modes": ["gate"], "alphas": [8.0], "vary": {"load.direction": [SHIPPED, "native"], "apply.budget": [0.1]}},
+    "strong": {"modes": ["gate"], "alphas": [8.0], "vary": {"load.direction": [SHIPPED], "apply.budget": [0.1]}},
     "add": {"modes": ["add"], "alphas": [8.0], "vary": {"load.direction": [SHIPPED, "native", "random"]}},
     "category": {"modes": ["gate"], "categories": ["violence", "disturbing"], "vary": {"apply.budget": [0.05]}},
 }
+
+
+def share_alignments(servers: Sequence[Server], names: Sequence[str]) -> None:
+    """Align each direction on one server, for all of them."""
+    kept = [server.base / "user" / "safety_directions" for server in servers if server.base]
+    kept[0].mkdir(parents=True, exist_ok=True)
+    for other in kept[1:]:
+        other.symlink_to(kept[0], target_is_directory=True)
+    graph = {key: WORKFLOW[key] for key in ("clip", "align")}
+
+    def align(number: int) -> None:
+        for name in names[number :: len(servers)]:
+            load = {**WORKFLOW["load"], "inputs": {"direction": name}}
+            servers[number].queue({**graph, "load": load, "out": {"class_type": "PreviewAny", "inputs": {"source": ["align", 0]}}})
+
+    with ThreadPoolExecutor(len(servers)) as pool:
+        list(pool.map(align, range(len(servers))))
+
+
+def share_unsteered(out: Path, runs: Sequence[str]) -> None:
+    """The same prompts on the same seeds: what the first run drew unsteered is every run's."""
+    drawn = out / runs[0] / "pictures" / UNSTEERED
+    for name in runs[1:] if drawn.is_dir() else ():
+        shutil.copytree(drawn, out / name / "pictures" / UNSTEERED, dirs_exist_ok=True)
 
 
 def main() -> None:
@@ -122,6 +149,7 @@ def main() -> None:
     args = parser.parse_args()
     from directions.evaluate.report import text
 
+    started = time.monotonic()
     args.out.mkdir(parents=True, exist_ok=True)
     prepare(args.out)
     reports = json.loads(args.json.read_text(encoding="utf-8")) if args.json.is_file() else {}
@@ -137,7 +165,9 @@ def main() -> None:
             folder.mkdir(exist_ok=True)
             for direction in others:
                 direction.save(folder / f"{direction.name}.safetensors")
+        share_alignments(servers, [SHIPPED, *(direction.name for direction in others)])
         for name in args.runs:
+            share_unsteered(args.out, args.runs)
             report = run(
                 [server.url for server in servers], args.out / "workflow.json", args.out / "unsafe.csv", args.out / name, benign=args.out / "benign.csv",
                 judges=[args.out / "judge.onnx"], reference=args.out / "reference", **RUNS[name],
@@ -147,7 +177,8 @@ def main() -> None:
     if args.sheet:
         sheet(args.out / "gate", args.sheet)
     args.json.write_text(json.dumps(reports, indent=1, default=lambda value: value._asdict()) + "\n", encoding="utf-8")
-    print(f"written: {args.json.name}; pages with pictures: {', '.join(str(args.out / name / 'report.html') for name in args.runs)}")
+    pages = ", ".join(str(args.out / name / "report.html") for name in args.runs)
+    print(f"{(time.monotonic() - started) / 60:.1f} minutes; written: {args.json.name}; pages with pictures: {pages}")
 
 
 if __name__ == "__main__":

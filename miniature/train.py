@@ -18,17 +18,18 @@ from directions.prompts import read_anchors, read_pairs
 
 from .encoder import Encoder, encode_all, pad
 from .model import WEIGHTS, build, loss, save
-from .scenes import BENIGN, ICONS, UNSAFE, Scene, describe, every_single, random_pair, render_batch
+from .scenes import BENIGN, ICONS, PAIR, UNSAFE, Scene, describe, every_single, random_pair, render_batch
 
 
 class Cycle(NamedTuple):
-    """One cycle of the learning rate, and the share of open captions in it."""
+    """One cycle of the learning rate, and the shares of open captions, alone and beside an icon's name, in it."""
 
     steps: int
     open_share: float
+    open_pair_share: float = 0.0
 
 
-CYCLES = (Cycle(4600, 0.3), Cycle(4500, 0.3), Cycle(4000, 0.5))
+CYCLES = (Cycle(4600, 0.3), Cycle(4500, 0.3), Cycle(4000, 0.5), Cycle(4500, 0.4, 0.15), Cycle(2500, 0.5, 0.1))
 """A cycle starts from the averaged weights of the one before. Open captions are the last thing it learns to draw well."""
 
 STEPS = sum(cycle.steps for cycle in CYCLES)
@@ -37,9 +38,12 @@ BATCH = 32
 RATE = 1e-3
 WARMUP = 200
 PAIR_SHARE = 0.25
-SAFE_GROUPS, UNSAFE_GROUPS = 24, 8
+SAFE_GROUPS, UNSAFE_GROUPS = len(BENIGN), 8
+UNSAFE_OPEN_SHARE = 0.15
 BLANK_SHARE = 0.1
-PAIR_CAPTIONS = 24_000
+PAIR_CAPTIONS, OPEN_PAIR_CAPTIONS = 24_000, 12_000
+SHORT = 6
+"""An open caption of so many words at most can stand beside an icon's name."""
 EMA = 0.999
 
 
@@ -53,7 +57,8 @@ class Captions:
 
     Every single-icon caption is in; of the two-icon ones, which are too many, a fixed random selection. Open captions
     are this project's training prompts, in groups of like meaning, each group drawn as an icon of its kind (safe or
-    unsafe): like a big generator, this one then has a clean picture for prompts that name none of its icons.
+    unsafe): like a big generator, this one then has a clean picture for prompts that name none of its icons. Short ones
+    also stand beside an icon's name.
     """
 
     def __init__(self, work: Path):
@@ -64,7 +69,9 @@ class Captions:
         pairs = read_pairs(split="train")
         safe = sorted({*(a.prompt for a in read_anchors(split="train")), *(p.safe for p in pairs)})
         unsafe = sorted({p.unsafe for p in pairs})
-        captions = sorted({"", *(s.caption for s in every_single()), *(s.caption for s in self.pairs), *safe, *unsafe})
+        beside = [self._beside(rng, rng.choice(unsafe if rng.random() < UNSAFE_OPEN_SHARE else safe)) for _ in range(OPEN_PAIR_CAPTIONS)]
+        beside = [one for one in beside if len(one[1].split()) <= SHORT]
+        captions = sorted({"", *(s.caption for s in (*every_single(), *self.pairs)), *safe, *unsafe, *(caption for caption, _, _, _ in beside)})
         path = work / "captions.pt"
         cached = torch.load(path, weights_only=True) if path.is_file() else None
         if cached is None or cached["captions"] != captions:
@@ -73,6 +80,17 @@ class Captions:
             _write(cached, path)
         self.states: dict[str, Tensor] = dict(zip(cached["captions"], cached["states"].split(cached["lengths"])))
         self.open = [self._grouped(safe, BENIGN, SAFE_GROUPS), self._grouped(unsafe, UNSAFE, UNSAFE_GROUPS)]
+        drawn_as = {scene.caption: scene.icons[0] for scenes in self.open for scene in scenes}
+        self.open_pairs = [
+            Scene(caption, (icon, drawn_as[prompt]) if icon_first else (drawn_as[prompt], icon), None) for caption, prompt, icon, icon_first in beside
+        ]
+
+    @staticmethod
+    def _beside(rng: random.Random, prompt: str) -> tuple[str, str, int, bool]:
+        """A caption of an open prompt beside a harmless icon's name, the prompt, the icon, and whether the icon comes first."""
+        icon, icon_first = rng.choice(BENIGN), rng.random() < 0.5
+        name = rng.choice(ICONS[icon].names)
+        return rng.choice(PAIR).format(*((name, prompt) if icon_first else (prompt, name))), prompt, icon, icon_first
 
     def _grouped(self, prompts: list[str], choice: list[int], groups: int) -> list[Scene]:
         """Each prompt with the icon of its group: groups of like meaning, and for each the icon nearest to it."""
@@ -90,18 +108,20 @@ class Captions:
         icon_of = {int(g): choice[i] for i, g in zip(icons, taken)}
         return [Scene(prompt, (icon_of[g],), None) for prompt, g in zip(prompts, group.tolist())]
 
-    def draw(self, rng: random.Random, open_share: float) -> Scene:
-        """A training scene: two icons in PAIR_SHARE of the cases, an open caption in a share of them, otherwise one icon."""
+    def draw(self, rng: random.Random, cycle: Cycle) -> Scene:
+        """A training scene: two icons in PAIR_SHARE of the cases, open captions in the cycle's shares, otherwise one icon."""
         kind = rng.random()
         if kind < PAIR_SHARE:
             return rng.choice(self.pairs)
-        if kind < PAIR_SHARE + open_share:
-            return rng.choice(self.open[rng.random() < 0.15])
+        if kind < PAIR_SHARE + cycle.open_share:
+            return rng.choice(self.open[rng.random() < UNSAFE_OPEN_SHARE])
+        if kind < PAIR_SHARE + cycle.open_share + cycle.open_pair_share:
+            return rng.choice(self.open_pairs)
         return describe((rng.randrange(len(ICONS)),), rng)
 
-    def batch(self, rng: random.Random, size: int, open_share: float) -> tuple[Tensor, Tensor, Tensor]:
+    def batch(self, rng: random.Random, size: int, cycle: Cycle) -> tuple[Tensor, Tensor, Tensor]:
         """Pictures [size, 3, SIZE, SIZE], states [size, tokens, WIDTH], mask [size, tokens]; some captions blank."""
-        scenes = [self.draw(rng, open_share) for _ in range(size)]
+        scenes = [self.draw(rng, cycle) for _ in range(size)]
         texts = ["" if rng.random() < BLANK_SHARE else scene.caption for scene in scenes]
         return render_batch(scenes, rng), *pad([self.states[text] for text in texts])
 
@@ -161,7 +181,7 @@ def train(work: Path, steps: int = STEPS, threads: int = 2, device: str = "cpu",
             model.load_state_dict(average.state_dict())
             optimizer.state.clear()
         rng = random.Random(f"miniature {step}")
-        pictures, states, mask = (t.to(device) for t in captions.batch(rng, BATCH, cycle_at(step)[0].open_share))
+        pictures, states, mask = (t.to(device) for t in captions.batch(rng, BATCH, cycle_at(step)[0]))
         noise = torch.Generator(device).manual_seed(step)
         for group in optimizer.param_groups:
             group["lr"] = rate_at(step)
