@@ -20,6 +20,7 @@ from ...directions.encoder import PROBE_PROMPT, Place
 PROBES = (PROBE_PROMPT, 'two cats asleep below the word "late" on blue paper', 'seven ships called "Ada" under heavy clouds')
 LONG = " ".join(PROBES) * 12
 CHANGED = 1e-3
+FIRST = 64  # columns
 
 Tokens = Mapping[str, list]
 
@@ -252,7 +253,10 @@ def content_of_tokens(tokens: Tokens, places: Mapping[str, Place], edges: Mappin
 def _attended(states: Tensor, name: str, extras: Mapping[str, Any]) -> Tensor:
     """bool [B, T]: not masked (`attention_mask` goes with `cond`, `attention_mask_x` with `conditioning_x`), not zeroed out."""
     mask = extras.get("attention_mask" + name.removeprefix("cond").removeprefix("itioning"))
-    attended = (states != 0).any(-1).cpu()
+    # Reading all of every state takes longer than steering: zeros are looked for among those that begin with zeros.
+    seen = (states[..., :FIRST] != 0).any(-1)
+    seen[~seen] = (states[~seen] != 0).any(-1)
+    attended = seen.cpu()
     if torch.is_tensor(mask) and mask.shape[-1] == states.shape[-2] and mask.numel() in (attended.shape[-1], attended.numel()):
         attended = attended & mask.to("cpu").bool().reshape(-1, states.shape[-2])
     return attended
