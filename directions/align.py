@@ -374,13 +374,24 @@ def _regress(rows: Tensor, wanted: Tensor, weights: Tensor, fold: Tensor, penalt
 
 def _token_levels(tokens: Sequence[Tensor], vectors: Tensor, center: Tensor) -> Tensor:
     """Quantiles of benign tokens' components along the unit vectors, from the centre [K, Q]."""
-    rows = torch.cat(list(tokens))
-    rows = rows[torch.linspace(0, len(rows) - 1, min(len(rows), 20000)).long()] - center
+    rows = _rows(tokens, _evenly(torch.arange(sum(map(len, tokens))), 20000)) - center
     return torch.quantile(rows @ torch.nn.functional.normalize(vectors, dim=1).T, QUANTILES, dim=0).T.contiguous()
 
 
-def _bank(tokens: list[Tensor], center: Tensor, reader: Tensor) -> Tensor:
+def _bank(tokens: Sequence[Tensor], center: Tensor, reader: Tensor) -> Tensor:
     """A compact set of benign token states to land on: evenly drawn from those that score below average."""
-    rows = torch.cat(tokens)
-    rows = rows[(rows - center) @ reader < 0]
-    return rows[torch.linspace(0, len(rows) - 1, min(len(rows), BANK_SIZE)).round().long()]
+    low = torch.cat([(rows - center) @ reader < 0 for rows in tokens])
+    return _rows(tokens, _evenly(low.nonzero().flatten(), BANK_SIZE))
+
+
+def _evenly(index: Tensor, count: int) -> Tensor:
+    return index[torch.linspace(0, len(index) - 1, min(len(index), count)).round().long()]
+
+
+def _rows(tokens: Sequence[Tensor], index: Tensor) -> Tensor:
+    """Rows of all tokens together, which are never held together: they are most of the memory that aligning takes."""
+    stops = torch.tensor([len(rows) for rows in tokens]).cumsum(0)
+    owners = torch.searchsorted(stops, index, right=True)
+    if not len(index):
+        return tokens[0][:0]
+    return torch.stack([tokens[owner][at] for owner, at in zip(owners.tolist(), (index - stops[owners]).tolist())])

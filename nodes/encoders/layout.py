@@ -214,7 +214,7 @@ def _length(tokens: Tokens, place: Place) -> int:
 
 def _placed(tokens: Tokens, place: Place, edges: Mapping[str, Edges], start: int, length: int) -> Tensor:
     """The content of one part, bool [length], from its tokens."""
-    mask = torch.zeros(length, dtype=torch.bool)
+    positions: list[int] = []
     for key in place.keys:
         if key not in streams(tokens):
             continue
@@ -228,8 +228,10 @@ def _placed(tokens: Tokens, place: Place, edges: Mapping[str, Edges], start: int
             for i in edges[key].content(section):
                 position = index + i + at + (extra if pictures and index + i > pictures[-1] else 0)
                 if 0 <= position < length and not isinstance(section[i][0], dict) and not (pictures and index + i < pictures[-1]):
-                    mask[position] = True
+                    positions.append(position)
             index += len(section)
+    mask = torch.zeros(length, dtype=torch.bool)
+    mask[positions] = True
     return mask
 
 
