@@ -14,6 +14,7 @@ from .direction import GLOBAL, Direction
 HELD_OUT_EVERY = 10
 BANK_SIZE = 2048
 COMPONENTS = 256
+SMALL = 0.05  # of the largest singular value
 HALF = torch.finfo(torch.float16).max
 SHRINKAGE = 1.0
 TOKEN_PENALTY, PROMPT_PENALTY = 0.1, 0.3
@@ -33,29 +34,83 @@ def ridge(source: Tensor, target: Tensor, penalty: float = 0.1) -> Map:
     """Ridge regression source -> target; solves in the smaller of features and prompts."""
     n, width = source.shape
     if n < width:
-        return _linear(source.T @ _solve(source @ source.T, penalty * n, target))
-    return _linear(_solve(source.T @ source, penalty * n, source.T @ target))
+        return _linear(source.T @ _solve(source @ source.T, penalty * n, target.clone()))
+    return _linear(_solve(source.T @ source, penalty * n, (target.T @ source).T))
 
 
 def _solve(gram: Tensor, penalty: float, right: Tensor) -> Tensor:
-    """(gram + penalty I)^-1 right, in the place of `gram`."""
+    """(gram + penalty I)^-1 right, in the place of both."""
     gram.diagonal().add_(penalty)
-    return torch.cholesky_solve(right, torch.linalg.cholesky(gram, out=gram))
+    # LAPACK reads by columns: the transpose of what is symmetric needs no copy.
+    lower = torch.linalg.cholesky(gram.mT, out=gram.mT)
+    right = torch.linalg.solve_triangular(lower, right, upper=False, out=right)
+    return torch.linalg.solve_triangular(lower.mT, right, upper=True, out=right)
 
 
 def svd(source: Tensor, target: Tensor) -> Map:
-    """Orthogonal Procrustes with one scale: the paper's SVD map."""
-    u, s, v = torch.linalg.svd(source.T @ target, full_matrices=False)
-    return _linear(u @ v * (s.sum() / source.square().sum()))
+    """Orthogonal Procrustes with one scale: the paper's SVD map; solves in the smallest of prompts and features."""
+    if len(source) < min(source.shape[1], target.shape[1]):
+        (into, s), (onto, t) = torch.linalg.qr(source.T), torch.linalg.qr(target.T)
+        turn, size = _polar(s.T, t.T)
+        turn = into @ turn @ onto.T
+    elif source.shape[1] < target.shape[1]:
+        turn, size = _polar(target, source)
+        turn = turn.T
+    else:
+        turn, size = _polar(source, target)
+    return _linear(turn.mul_(size / source.square().sum()))
+
+
+def _polar(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """u @ v and the sum of s, for left.T @ right = u s v and `right` no wider than `left`.
+
+    v are the eigenvectors of the square: half of an SVD's memory and time. They are inexact where s is small, so what is
+    small is freed of u's large part and looked at again by itself, as often as need be.
+    """
+    cross = left.T @ right
+    square = cross.T @ cross
+    del cross  # made again below: finding the eigenvectors takes the place of three
+    v = _leading(square)[1]
+    moved = left.T @ right @ v
+    total, rest, none = moved.new_zeros(()), moved.shape[1], 0.0
+    while rest:
+        sizes = moved[:, :rest].norm(dim=0)
+        none = none or torch.finfo(sizes.dtype).eps * float(sizes.max())
+        if sizes.max() <= none:
+            moved[:, :rest] = 0
+            break
+        small = int((sizes < SMALL * sizes.max()).sum())  # the first ones: they ascend
+        done, part = moved[:, small:rest].div_(sizes[small:]), moved[:, :small]
+        total, rest = total + sizes[small:].sum(), small
+        if rest:
+            part -= done @ (done.T @ part)
+            again = _leading(part.T @ part)[1]
+            moved[:, :rest], v[:, :rest] = part @ again, v[:, :rest] @ again
+    for rows in moved.split(CHUNK // 16):
+        rows.copy_(rows @ v.T)
+    return moved, total
+
+
+def _leading(gram: Tensor, count: int | None = None) -> tuple[Tensor, Tensor]:
+    """The `count` (default: all) largest eigenvalues of a symmetric matrix, ascending, and their eigenvectors, in its place."""
+    from scipy.linalg import eigh
+
+    which = {"driver": "evd"} if count is None else {"subset_by_index": (len(gram) - count, len(gram) - 1)}
+    values, vectors = eigh(gram.numpy().T, overwrite_a=True, **which)
+    return torch.from_numpy(values), torch.from_numpy(vectors)
 
 
 def cca(source: Tensor, target: Tensor) -> Map:
     """Canonical correlation between the leading whitened components of both sides."""
 
     def whiten(states: Tensor) -> tuple[Tensor, Tensor]:
-        values, vectors = torch.linalg.eigh(states.T @ states / len(states))
-        keep = min(COMPONENTS, len(states) // 4, len(values))
-        values, vectors = values[-keep:].clamp_min(1e-8), vectors[:, -keep:]
+        n, width = states.shape
+        dual = n < width
+        keep = min(COMPONENTS, max(1, n // 4), width)
+        values, vectors = _leading((states @ states.T if dual else states.T @ states).div_(n), keep)
+        values = values.clamp_min(1e-8)
+        if dual:
+            vectors = states.T @ (vectors / (n * values).sqrt())
         return vectors / values.sqrt(), vectors * values.sqrt()
 
     into, _ = whiten(source)
@@ -319,13 +374,24 @@ def _regress(rows: Tensor, wanted: Tensor, weights: Tensor, fold: Tensor, penalt
 
 def _token_levels(tokens: Sequence[Tensor], vectors: Tensor, center: Tensor) -> Tensor:
     """Quantiles of benign tokens' components along the unit vectors, from the centre [K, Q]."""
-    rows = torch.cat(list(tokens))
-    rows = rows[torch.linspace(0, len(rows) - 1, min(len(rows), 20000)).long()] - center
+    rows = _rows(tokens, _evenly(torch.arange(sum(map(len, tokens))), 20000)) - center
     return torch.quantile(rows @ torch.nn.functional.normalize(vectors, dim=1).T, QUANTILES, dim=0).T.contiguous()
 
 
-def _bank(tokens: list[Tensor], center: Tensor, reader: Tensor) -> Tensor:
+def _bank(tokens: Sequence[Tensor], center: Tensor, reader: Tensor) -> Tensor:
     """A compact set of benign token states to land on: evenly drawn from those that score below average."""
-    rows = torch.cat(tokens)
-    rows = rows[(rows - center) @ reader < 0]
-    return rows[torch.linspace(0, len(rows) - 1, min(len(rows), BANK_SIZE)).round().long()]
+    low = torch.cat([(rows - center) @ reader < 0 for rows in tokens])
+    return _rows(tokens, _evenly(low.nonzero().flatten(), BANK_SIZE))
+
+
+def _evenly(index: Tensor, count: int) -> Tensor:
+    return index[torch.linspace(0, len(index) - 1, min(len(index), count)).round().long()]
+
+
+def _rows(tokens: Sequence[Tensor], index: Tensor) -> Tensor:
+    """Rows of all tokens together, which are never held together: they are most of the memory that aligning takes."""
+    stops = torch.tensor([len(rows) for rows in tokens]).cumsum(0)
+    owners = torch.searchsorted(stops, index, right=True)
+    if not len(index):
+        return tokens[0][:0]
+    return torch.stack([tokens[owner][at] for owner, at in zip(owners.tolist(), (index - stops[owners]).tolist())])

@@ -159,7 +159,7 @@ class AlignedDirection:
             raise ValueError(f"budget {budget} is not a share between 0 and 1 (0.01 is 1% of benign prompts)")
         content = self._content(states, mask)
         names = self._names(categories)
-        if (alpha == 0 and mode != "project") or not content.any():
+        if alpha == 0 and mode != "project":
             return states.clone()
         moved = MODES[mode](states.float(), self, names, alpha, budget, content)
         changed = (moved != states.float()).any(-1, keepdim=True)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import directions
-from directions.align import METHODS, SHRINKAGE, r2, svd, top1
+from directions.align import COMPONENTS, METHODS, SHRINKAGE, cca, r2, ridge, svd, top1
 
 
 def agreement(aligned, planted, name="global"):
@@ -111,3 +111,44 @@ def test_svd_finds_a_rotation_and_its_scale():
     predicted = svd(source, 3 * source @ rotation)(source)
     assert r2(predicted, 3 * source @ rotation) == pytest.approx(1)
     assert top1(predicted, 3 * source @ rotation) == 1
+
+
+def plain_svd(source, target):
+    u, s, v = torch.linalg.svd(source.T @ target, full_matrices=False)
+    kept = s > 1e-12 * s[0]  # the rest turns nothing
+    return u[:, kept] @ v[kept] * s.sum() / source.square().sum()
+
+
+def plain_ridge(source, target):
+    return torch.linalg.solve(source.T @ source + 0.1 * len(source) * torch.eye(source.shape[1]), source.T @ target)
+
+
+def plain_cca(source, target):
+    def whiten(states):
+        values, vectors = torch.linalg.eigh(states.T @ states / len(states))
+        keep = min(COMPONENTS, len(states) // 4, len(values))
+        return vectors[:, -keep:] / values[-keep:].sqrt(), vectors[:, -keep:] * values[-keep:].sqrt()
+
+    (into, _), (onto, back) = whiten(source), whiten(target)
+    u, s, v = torch.linalg.svd((source @ into).T @ (target @ onto) / len(source), full_matrices=False)
+    return into @ (u * s) @ v @ back.T
+
+
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float64, 1e-9), (torch.float32, 5e-3)])
+@pytest.mark.parametrize(("anchors", "widths"), [(300, (80, 60)), (300, (60, 80)), (50, (80, 60)), (70, (80, 60))])
+@pytest.mark.parametrize(("ours", "plain"), [(svd, plain_svd), (ridge, plain_ridge), (cca, plain_cca)])
+def test_the_maps_are_those_of_the_plain_decompositions(ours, plain, anchors, widths, dtype, error):
+    """Also with fewer anchors than dimensions, and where variances differ a thousandfold."""
+    draw = torch.Generator().manual_seed(0)
+    shared = torch.randn(anchors, 20, generator=draw, dtype=torch.float64)
+
+    def states(width):
+        own = torch.randn(anchors, width, generator=draw, dtype=torch.float64) * torch.logspace(0, -1.5, width)
+        return own + shared @ torch.randn(20, width, generator=draw, dtype=torch.float64)
+
+    source, target = map(states, widths)
+    right = plain(source, target)
+    before = target.clone()
+    found = ours(source.to(dtype), target.to(dtype))(torch.eye(widths[0], dtype=dtype))
+    assert (found - right).norm() < error * right.norm()
+    assert torch.equal(target, before)

@@ -164,3 +164,20 @@ def test_a_wrong_width_asks_for_an_alignment(aligned):
 
 def test_no_tokens_pass_through(aligned):
     assert aligned.steer(torch.zeros(0, 32), mode="gate").shape == (0, 32)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_inference_mode_changes_nothing(planted, aligned, mode):
+    states = torch.stack([planted.unsafe, -planted.unsafe])
+    plain = aligned.steer(states, mode=mode, categories=["hate", "violence"])
+    with torch.inference_mode():
+        assert torch.equal(aligned.steer(states, mode=mode, categories=["hate", "violence"]), plain)
+
+
+def test_add_is_one_graph(planted, aligned):
+    """The other modes look thresholds up, and gate asks what is flagged: those two are for Python."""
+    mask = torch.arange(5).expand(2, 5) < 3
+    states = torch.stack([planted.unsafe, -planted.unsafe])
+    compiled = torch.compile(lambda some: aligned.steer(some, mask=mask, categories=["hate"]), fullgraph=True, backend="eager")
+    with torch.inference_mode():
+        assert torch.equal(compiled(states), aligned.steer(states, mask=mask, categories=["hate"]))

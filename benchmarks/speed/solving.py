@@ -31,7 +31,7 @@ def solve(method: str) -> None:
     """Print the seconds of CPU that a map takes, and its peak memory beyond its input in matrices of WIDTH x WIDTH."""
     draw = torch.Generator().manual_seed(0)
     source, target = (torch.randn(ANCHORS, WIDTH, generator=draw) for _ in range(2))
-    METHODS[method](source[:64, :64], target[:64, :64])
+    METHODS[method](source[:512, :256], target[:512, :256])
     before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
     METHODS[method](source, target)
     print(time.process_time() - started, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / (4 * WIDTH**2))

@@ -1,0 +1,45 @@
+"""Peak memory of fitting one slot at width 4096 by the number of anchors, each in a process of its own."""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+from typing import Iterator
+
+import torch
+
+from demo.comfyui import ROOT
+from directions import align
+from directions.direction import Direction
+
+from .clock import Row
+
+WIDTH, SOURCE, TOKENS = 4096, 576, 12  # content tokens of an anchor
+ANCHORS = (500, 2000, 5431, 20000)
+
+
+def measure() -> Iterator[Row]:
+    """What fitting adds to the states that it is given."""
+    for anchors in ANCHORS:
+        done = subprocess.run([sys.executable, "-m", f"{__package__}.memory", str(anchors)], cwd=ROOT, capture_output=True, text=True, check=True)
+        states, added = map(float, done.stdout.split())
+        yield Row(f"ridge, {anchors} anchors of {TOKENS} tokens", added, "MB", detail=f"beyond {states:.0f} MB of states")
+
+
+def fit(anchors: int) -> None:
+    """Print the megabytes of random states, and by how much the peak while aligning exceeds what was there before."""
+    draw = torch.Generator().manual_seed(0)
+    states = [torch.randn(TOKENS, WIDTH, generator=draw) for _ in range(anchors)]
+    vectors = {"global": torch.randn(SOURCE, generator=draw), "violence": torch.randn(SOURCE, generator=draw)}
+    direction = Direction(
+        vectors=vectors, readers=vectors, anchor_states=torch.randn(anchors, SOURCE, generator=draw).half(), anchor_prompts=tuple(map(str, range(anchors))),
+        source={"model": "made up", "layers": [0]}, pairs={}, licence="CC0", created="2026-01-01T00:00:00Z", tool_version="benchmark",
+    )  # fmt: skip
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    align(direction, states, "ridge")
+    print(sum(rows.nbytes for rows in states) / 1e6, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / 1e6)
+
+
+if __name__ == "__main__":
+    fit(int(sys.argv[1]))
