@@ -229,7 +229,8 @@ def _slice(out: Path, work: Path, seed: int, runs: int) -> None:
     def custom(data: bytes, size: int, number: int) -> bytes:
         return mutate(data, size, number, atheris.Mutate, fresh)
 
-    options = [f"-runs={runs + known}", f"-seed={seed}", f"-max_len={LARGEST}", "-timeout=60", "-rss_limit_mb=0", f"-artifact_prefix={out}/finding-", "-verbosity=0"]
+    # libFuzzer's timeout is by the clock, on which a busy machine may stand still for minutes; the Meter has the CPU's.
+    options = [f"-runs={runs + known}", f"-seed={seed}", f"-max_len={LARGEST}", "-timeout=3600", "-rss_limit_mb=0", f"-artifact_prefix={out}/finding-", "-verbosity=0"]
     atheris.Setup([sys.argv[0], *options, str(out / "corpus")], one, custom_mutator=custom)
     atheris.Fuzz()
 
