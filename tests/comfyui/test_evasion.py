@@ -377,3 +377,9 @@ def test_known_limit_a_node_that_expands_into_its_own_loader_is_not_seen(plain, 
 def test_known_limit_pictures_as_prompts_are_not_read(plain, host):
     asked, got = seen(plain, unclip(), "picture, asked"), seen(host, unclip(), "picture")
     assert asked["y"].any() and torch.equal(asked["y"], got["y"])
+
+
+def test_known_limit_a_style_model_s_tokens_are_taken_for_words(plain, host):
+    asked, got = seen(plain, styled(), "style, asked")["0"][0], seen(host, styled(), "style")["0"][0]
+    # start, 7 words, end, 4 of the picture; what is first and last of all is never read
+    assert (asked[:13] != got[:13]).any(-1).tolist() == [False, *[True] * 11, False]
