@@ -118,6 +118,7 @@ class Client:
         prompt: Mapping[str, Mapping[str, Any]],
         on_progress: Callable[[Progress], None] | None = None,
         timeout: float = 600.0,
+        targets: Sequence[str] | None = None,
     ) -> Result:
         """Run a graph and wait until it has finished.
 
@@ -125,6 +126,7 @@ class Client:
             prompt: the graph in API format: {node id: {"class_type": ..., "inputs": {...}}}.
             on_progress: called whenever a node starts or reports progress.
             timeout: seconds. When they are over, or on Ctrl-C, the graph is taken from the queue or interrupted.
+            targets: the output nodes to run; None runs all.
 
         Raises:
             GraphError: the graph is invalid in any part, a node raised, or somebody interrupted it.
@@ -135,7 +137,7 @@ class Client:
         client_id = uuid.uuid4().hex
         # Connected before the graph is queued, so that no message is missed.
         with contextlib.closing(self._websocket(client_id)) as messages:
-            accepted = self._submit(prompt, client_id, types)
+            accepted = self._submit(prompt, client_id, types, targets)
             prompt_id = accepted["prompt_id"]
             try:
                 # ComfyUI runs the valid rest of a graph of which some outputs are invalid. Here that is an error too.
@@ -185,8 +187,9 @@ class Client:
         except (OSError, websocket.WebSocketException) as error:
             raise self._failure(f"no WebSocket at {address}: {error}") from error
 
-    def _submit(self, prompt: Mapping[str, Any], client_id: str, types: Mapping[str, str]) -> dict[str, Any]:
-        body = json.dumps({"prompt": prompt, "client_id": client_id}).encode()
+    def _submit(self, prompt: Mapping[str, Any], client_id: str, types: Mapping[str, str], targets: Sequence[str] | None) -> dict[str, Any]:
+        partly = {} if targets is None else {"partial_execution_targets": list(targets)}
+        body = json.dumps({"prompt": prompt, "client_id": client_id, **partly}).encode()
         try:
             return json.loads(self._request("/prompt", body))
         except ServerError as error:

@@ -2,12 +2,14 @@
 
     python -m benchmarks.trust files --minutes 30 --count 1000000
 
-Runs in slices, each a process of its own (atheris ends its process); the corpus and the count are kept, so that the
-same command goes on where it was. An input starts with one byte that chooses the reader; the rest is the file.
+Runs in slices, each a process of its own (atheris ends its process); the corpus and the hashes of all files are kept, so
+that the same command goes on where it was and no file counts twice. An input starts with one byte that chooses the
+reader; the rest is the file.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
@@ -24,12 +26,12 @@ import torch
 
 from directions.aligned import AlignedDirection, load_aligned
 from directions.direction import Direction, read_direction
+from directions.edges import REST, EdgeBank
 from directions.encoder import AlignedEncoder, Place, load_aligned_encoder
 from directions.files import METADATA_KEY, DirectionFormatError
 
-SLICE = 20_000
-DEEP = 8
-"""Every how many files what loads is also used and written."""
+SLICE, BOOKED = 50_000, 500
+HASH = 8  # bytes
 SECONDS, BYTES = 1.0, 64 << 20
 LARGEST = 16_384
 
@@ -70,12 +72,15 @@ def samples() -> list[tuple[int, Any]]:
         direction={"name": "sample", "source": "sample", "sha256": "0"},
     )
     places = {"cond": Place("cond", ("l",), width, width, length=6, unmasked=True), "pooled_output": Place("pooled_output", ("l",), width, width)}
-    encoder = AlignedEncoder({s: aligned for s in places}, places, {s: torch.ones(width) for s in places}, {"cond": torch.ones(width + 1)})
+    roles = (-1, REST, 1)
+    edges = EdgeBank(torch.randn(2, width, generator=draw).half(), torch.randn(2, len(roles), width, generator=draw).half(), roles)
+    probes = {slot: torch.ones(width) for slot in places}
+    encoder = AlignedEncoder({slot: aligned for slot in places}, places, probes, {"cond": torch.ones(width + 1)}, {"cond": edges})
     return [(0, direction), (1, aligned), (2, encoder)]
 
 
-def sound(reader: int, path: Path, deep: bool = True) -> bool:
-    """Read a file; whether it loaded. What loads must be finite; a `deep` look also uses it and writes it.
+def sound(reader: int, path: Path) -> None:
+    """Read a file; what loads must be finite, steer to finite states, and be written and read again.
 
     Raises:
         DirectionFormatError: it was refused.
@@ -83,17 +88,24 @@ def sound(reader: int, path: Path, deep: bool = True) -> bool:
     """
     loaded = READERS[reader](path)
     if isinstance(loaded, Direction):
-        assert all(torch.isfinite(v).all() for v in (*loaded.vectors.values(), *loaded.readers.values(), loaded.anchor_states, loaded.token_scores))
+        _finite(*loaded.vectors.values(), *loaded.readers.values(), loaded.anchor_states, loaded.token_scores)
         assert len(loaded.fingerprint) == 64 and loaded.categories is not None and int(loaded.token_counts.sum()) == len(loaded.token_scores)
     else:
         for slot in [loaded] if isinstance(loaded, AlignedDirection) else loaded.slots.values():
-            assert all(torch.isfinite(t).all() for t in (slot.vectors, slot.readers, slot.prompt_readers, slot.bank))
-            for mode in ("add", "project", "gate") if deep else ():
-                assert torch.isfinite(slot.steer(torch.ones(1, 2, slot.width), mode=mode, budget=0.5)).all(), mode
-    if deep:
-        loaded.save(path)
-        READERS[reader](path)
-    return True
+            _finite(slot.vectors, slot.readers, slot.prompt_readers, slot.bank)
+            _finite(*(slot.steer(torch.ones(1, 2, slot.width), mode=mode, budget=0.5) for mode in ("add", "project", "gate")))
+    if isinstance(loaded, AlignedEncoder):
+        _finite(*loaded.probes.values(), *loaded.padding.values())
+        for slot, bank in loaded.edges.items():
+            at = {role: [1 + place] for place, role in enumerate(bank.roles)}
+            states = torch.ones(1 + len(at), loaded.places[slot].width)
+            _finite(bank.prompts, bank.states, bank.land(states, torch.arange(len(states)) == 0, at))
+    loaded.save(path)
+    READERS[reader](path)
+
+
+def _finite(*tensors: torch.Tensor) -> None:
+    assert all(torch.isfinite(tensor).all() for tensor in tensors)
 
 
 def mutate(data: bytes, size: int, seed: int, plain: Callable[[bytes, int], bytes], fresh: Sequence[bytes]) -> bytes:
@@ -155,12 +167,12 @@ class Meter:
         self.seconds = 0.0
         self.bytes = 0
 
-    def __call__(self, action: Callable[[], bool], size: int) -> bool:
+    def __call__(self, action: Callable[[], None], size: int) -> None:
         Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         started = time.process_time()
         try:
-            return action()
+            action()
         finally:
             took = time.process_time() - started
             grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before << 10
@@ -173,38 +185,58 @@ def _slice(out: Path, work: Path, seed: int, runs: int) -> None:
     """Fuzz in this process, which atheris ends."""
     import atheris
 
-    for module in ("files", "direction", "aligned", "encoder"):
+    for module in ("files", "direction", "aligned", "encoder", "edges"):
         _instrument(atheris, f"directions.{module}")
     path = work / "input.safetensors"
     torch.set_num_threads(1)
     known = len(list((out / "corpus").iterdir()))
     fresh = [file.read_bytes() for file in sorted((out / "corpus").glob("seed-*"))]
-    facts = {"seed": seed, "calls": 0, "known": known, "loaded": 0, "refused": 0, "seconds": 0.0, "bytes": 0}
+    hashes = out / "seen"
+    kept = hashes.read_bytes() if hashes.is_file() else b""
+    seen = {kept[at : at + HASH] for at in range(0, len(kept), HASH)} | {_hash(data) for data in fresh}
+    facts = {"seed": seed, "loaded": 0, "refused": 0, "seconds": 0.0, "bytes": 0}
     # The warm-up of torch and json isn't any file's memory.
     for reader, sample in samples():
         sound(reader, sample.save(path))
     meter = Meter()
 
+    calls, new = 0, []
+
     def one(data: bytes) -> None:
+        nonlocal calls
         if not data:
             return
+        calls += 1
+        digest = _hash(data)
+        if digest in seen and calls > known:  # the corpus is run in each slice, to be known again
+            return
         path.write_bytes(data[1:])
-        facts["calls"] += 1
+        outcome = "loaded"
         try:
-            facts["loaded"] += meter(lambda: sound(data[0] % 3, path, facts["calls"] % DEEP == 0), len(data))
+            meter(lambda: sound(data[0] % 3, path), len(data))
         except DirectionFormatError:
-            facts["refused"] += 1
-        finally:
-            facts["seconds"], facts["bytes"] = meter.seconds, meter.bytes
-            if facts["calls"] % 500 == 0:
-                (out / "slice.json").write_text(json.dumps(facts))
+            outcome = "refused"
+        if digest not in seen:
+            seen.add(digest)
+            new.append(digest)
+            facts[outcome] += 1
+        if len(new) == BOOKED:
+            with open(hashes, "ab") as stream:
+                stream.write(b"".join(new))
+            new.clear()
+            (out / "slice.json").write_text(json.dumps(facts | {"seconds": meter.seconds, "bytes": meter.bytes}))
 
     def custom(data: bytes, size: int, number: int) -> bytes:
         return mutate(data, size, number, atheris.Mutate, fresh)
 
-    options = [f"-runs={runs + known}", f"-seed={seed}", f"-max_len={LARGEST}", "-timeout=60", "-rss_limit_mb=0", f"-artifact_prefix={out}/finding-", "-verbosity=0"]
+    # libFuzzer's timeout is by the clock, on which a busy machine may stand still for minutes; the Meter has the CPU's.
+    options = [f"-runs={runs + known}", f"-seed={seed}", f"-max_len={LARGEST}", "-timeout=3600", "-rss_limit_mb=0", f"-artifact_prefix={out}/finding-", "-verbosity=0"]
     atheris.Setup([sys.argv[0], *options, str(out / "corpus")], one, custom_mutator=custom)
     atheris.Fuzz()
+
+
+def _hash(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=HASH).digest()
 
 
 def _instrument(atheris: Any, name: str) -> None:
@@ -240,7 +272,7 @@ def campaign(out: Path, minutes: float, count: int = 1_000_000) -> dict[str, Any
         if part.is_file():
             facts = json.loads(part.read_text())
             total["slices"] += 1
-            total["files"] += max(0, facts["calls"] - facts["known"])
+            total["files"] += facts["loaded"] + facts["refused"]
             for name in ("loaded", "refused"):
                 total[name] += facts[name]
             for name in ("seconds", "bytes"):

@@ -228,5 +228,8 @@ def test_refuse_stops_the_run_and_a_harsh_negative_prompt_does_not(alignments, t
     [("{", "policy.json: Expecting"), ({"direction": "no-such"}, "there is no direction 'no-such'")],
 )
 def test_an_unreadable_policy_refuses_every_prompt(alignments, tmp_path, policy, message):
-    with policy_server(alignments, tmp_path, policy) as host, pytest.raises(GraphError, match=f"SAFETY_DIRECTION_POLICY: .*{message}"):
-        run(host, base())
+    with policy_server(alignments, tmp_path, policy) as host:
+        with pytest.raises(GraphError, match=f"SAFETY_DIRECTION_POLICY: .*{message}"):
+            run(host, base())
+        with pytest.raises(GraphError, match="no outputs"):
+            host.queue(base(), targets=["out"])

@@ -4,6 +4,7 @@ import json
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any, Callable
 
 import torch
 from comfy_api.latest import ComfyExtension, io
@@ -20,15 +21,53 @@ class TinyImageModel(io.ComfyNode):
     def execute(cls) -> io.NodeOutput:
         from miniature import comfy_model
 
+        return io.NodeOutput(patcher(lambda config: config.get_model({}, device="cpu")), comfy_model.load_vae())
+
+
+def patcher(make: Callable[[Any], Any], **more: Any) -> Any:
+    """A MODEL of random weights: the miniature's settings and `more`, as `make` makes a model of them."""
+    from miniature import comfy_model
+
+    torch.manual_seed(0)
+    config = comfy_model.MiniatureConfig({k: list(v) if isinstance(v, list) else v for k, v in comfy_model.UNET_CONFIG.items()} | more)
+    config.set_inference_dtype(torch.float32, None)
+    model = make(config)
+    with torch.no_grad():
+        for weights in model.diffusion_model.parameters():
+            weights.copy_(torch.randn_like(weights) * 0.05)
+    device = comfy_model.comfy.model_management.get_torch_device()
+    return comfy_model.comfy.model_patcher.CoreModelPatcher(model, load_device=device, offload_device=device)
+
+
+class TinyUnclipModel(io.ComfyNode):
+    """A model that takes a picture as a prompt too, 32 wide."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(node_id="TinyUnclipModel", category="testing", inputs=[], outputs=[io.Model.Output()])
+
+    @classmethod
+    def execute(cls) -> io.NodeOutput:
+        from comfy.model_base import SD21UNCLIP, ModelType
+
+        noise = {"noise_schedule_config": {"timesteps": 1000}, "timestep_dim": 32}
+        return io.NodeOutput(patcher(lambda config: SD21UNCLIP(config, noise, ModelType.FLOW, device="cpu"), num_classes="sequential", adm_in_channels=64))
+
+
+class TinyStyleModel(io.ComfyNode):
+    """Turns a picture, 32 wide, into 4 tokens of the small encoder's width."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(node_id="TinyStyleModel", category="testing", inputs=[], outputs=[io.StyleModel.Output()])
+
+    @classmethod
+    def execute(cls) -> io.NodeOutput:
+        from comfy.sd import StyleModel
+        from comfy.t2i_adapter.adapter import StyleAdapter
+
         torch.manual_seed(0)
-        config = comfy_model.MiniatureConfig({k: list(v) if isinstance(v, list) else v for k, v in comfy_model.UNET_CONFIG.items()})
-        config.set_inference_dtype(torch.float32, None)
-        model = config.get_model({}, device="cpu")
-        with torch.no_grad():
-            for weights in model.diffusion_model.parameters():
-                weights.copy_(torch.randn_like(weights) * 0.05)
-        device = comfy_model.comfy.model_management.get_torch_device()
-        return io.NodeOutput(comfy_model.comfy.model_patcher.CoreModelPatcher(model, load_device=device, offload_device=device), comfy_model.load_vae())
+        return io.NodeOutput(StyleModel(StyleAdapter(width=32, context_dim=384, num_head=4, n_layes=1, num_token=4)))
 
 
 class TinyClipVision(io.ComfyNode):
@@ -88,7 +127,7 @@ class Failing(io.ComfyNode):
 
 class Extension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [TinyImageModel, TinyClipVision, TinyClip, Failing]
+        return [TinyImageModel, TinyUnclipModel, TinyStyleModel, TinyClipVision, TinyClip, Failing]
 
 
 async def comfy_entrypoint() -> Extension:

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 
 class WatchModel(io.ComfyNode):
-    """Writes output/<name>.safetensors, the cross-attention states that the model is first called with, by side."""
+    """Writes output/<name>.safetensors, the cross-attention states that the model is first called with, by side; of the first side also `y`."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -27,6 +27,8 @@ class WatchModel(io.ComfyNode):
                     seen[str(side)] = rows.float().contiguous().clone()
                     if "crossattn_controlnet" in options["c"]:
                         seen["controlnet"] = options["c"]["crossattn_controlnet"].chunk(len(options["cond_or_uncond"]))[0].float().contiguous().clone()
+                    if "y" in options["c"]:
+                        seen.setdefault("y", options["c"]["y"].chunk(len(options["cond_or_uncond"]))[0].float().contiguous().clone())
                     save_file(seen, path)
             return apply_model(options["input"], options["timestep"], **options["c"])
 
@@ -122,30 +124,44 @@ class OddGuider(io.ComfyNode):
         return io.NodeOutput(guider)
 
 
-class Expanding(io.ComfyNode):
-    """Becomes a whole graph while it runs."""
+class Unmasked(io.ComfyNode):
+    """Conditioning as text encoders without a mask give it; ComfyUI's style models take no other."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        inputs = [io.String.Input("text"), io.String.Input("name")]
+        return io.Schema(node_id="Unmasked", category="testing", inputs=[io.Conditioning.Input("conditioning")], outputs=[io.Conditioning.Output()])
+
+    @classmethod
+    def execute(cls, conditioning) -> io.NodeOutput:
+        return io.NodeOutput([[cond, {name: value for name, value in extras.items() if name != "attention_mask"}] for cond, extras in conditioning])
+
+
+class Expanding(io.ComfyNode):
+    """Becomes a whole graph while it runs, with the MODEL and the CLIP that it is given, else with its own."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        inputs = [io.String.Input("text"), io.String.Input("name"), io.Model.Input("model", optional=True), io.Clip.Input("clip", optional=True)]
         return io.Schema(node_id="Expanding", category="testing", inputs=inputs, outputs=[io.Latent.Output()], enable_expand=True)
 
     @classmethod
-    def execute(cls, text, name) -> io.NodeOutput:
+    def execute(cls, text, name, model=None, clip=None) -> io.NodeOutput:
         from comfy_execution.graph_utils import GraphBuilder
 
         graph = GraphBuilder()
-        ckpt = graph.node("TinyCheckpoint", name=name)
-        words = graph.node("CLIPTextEncode", clip=ckpt.out(1), text=text)
+        if model is None:
+            ckpt = graph.node("TinyCheckpoint", name=name)
+            model, clip = ckpt.out(0), ckpt.out(1)
+        words = graph.node("CLIPTextEncode", clip=clip, text=text)
         latent = graph.node("EmptyLatentImage", width=64, height=64, batch_size=1)
         steps = {"steps": 1, "cfg": 2.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0, "seed": 1}
-        drawn = graph.node("KSampler", model=ckpt.out(0), positive=words.out(0), negative=words.out(0), latent_image=latent.out(0), **steps)
+        drawn = graph.node("KSampler", model=model, positive=words.out(0), negative=words.out(0), latent_image=latent.out(0), **steps)
         return io.NodeOutput(drawn.out(0), expand=graph.finalize())
 
 
 class Extension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [WatchModel, TinyCheckpoint, Anything, Tamper, ShuffledClip, OddGuider, Expanding]
+        return [WatchModel, TinyCheckpoint, Anything, Tamper, ShuffledClip, OddGuider, Unmasked, Expanding]
 
 
 async def comfy_entrypoint() -> Extension:
