@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from .aligned import AlignedDirection
 
 NEIGHBOURS = 4
-TOKEN_MARGIN = 1.0
+TOKEN_MARGIN = 0.75
 PART = 128  # bank states at a time
 
 
