@@ -29,7 +29,7 @@ class Cycle(NamedTuple):
     open_pair_share: float = 0.0
 
 
-CYCLES = (Cycle(4600, 0.3), Cycle(4500, 0.3), Cycle(4000, 0.5), Cycle(4500, 0.4, 0.15), Cycle(2500, 0.5, 0.1))
+CYCLES = (Cycle(4600, 0.3), Cycle(4500, 0.3), Cycle(4000, 0.5), Cycle(4500, 0.4, 0.15))
 """A cycle starts from the averaged weights of the one before. Open captions are the last thing it learns to draw well."""
 
 STEPS = sum(cycle.steps for cycle in CYCLES)
