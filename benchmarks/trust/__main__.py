@@ -1,4 +1,4 @@
-"""python -m benchmarks.trust [files] [kills] [load] --minutes N: run campaigns, go on where they stopped, print what they found."""
+"""python -m benchmarks.trust [files] [kills] [load] [spelling] --minutes N: run campaigns, go on where they stopped, print what they found."""
 
 from __future__ import annotations
 
@@ -9,9 +9,14 @@ import sys
 import time
 from pathlib import Path
 
-CAMPAIGNS = ("files", "kills", "load")
-COUNTS = {"files": 1_000_000, "kills": 300, "load": 500}
-WHAT = {"files": "mutated files (needs pip install atheris)", "kills": "processes killed while they write", "load": "graphs queued on one ComfyUI"}
+CAMPAIGNS = ("files", "kills", "load", "spelling")
+COUNTS = {"files": 1_000_000, "kills": 300, "load": 500, "spelling": 10_000}
+WHAT = {
+    "files": "mutated files (needs pip install atheris)",
+    "kills": "processes killed while they write",
+    "load": "graphs queued on one ComfyUI",
+    "spelling": "pairs of prompts at most, with the unsafe words spelt otherwise",
+}
 
 
 def main() -> int:
