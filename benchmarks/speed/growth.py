@@ -13,7 +13,7 @@ from directions.align import METHODS
 
 from .clock import Row, in_turn
 from .comfyui import pack
-from .steering import CATEGORIES, made_up
+from .steering import made_up
 
 PLOT = ROOT / "docs" / "speed-growth.png"
 
@@ -32,7 +32,7 @@ def curves() -> list[Curve]:
     return [
         Curve("steer: tokens (width 4096)", (77, 256, 1024, 4096), 1, lambda size: _steer(size, 4096, 6)),
         Curve("steer: width (256 tokens)", (768, 2048, 4096, 8192), 1, lambda size: _steer(256, size, 6)),
-        Curve("steer: categories (256 x 4096)", (1, 2, 6), 1, lambda size: _steer(256, 4096, size)),
+        Curve("steer: categories (256 x 4096)", (1, 2, 6, 20), 1, lambda size: _steer(256, 4096, size)),
         Curve("ridge: anchors (width 768)", (500, 2000, 5000, 20000), 1, lambda size: _ridge(size, 768)),
         Curve("ridge: width (2000 anchors)", (768, 1536, 3072, 6144), 1, lambda size: _ridge(2000, size)),
     ]
@@ -40,8 +40,9 @@ def curves() -> list[Curve]:
 
 def _steer(tokens: int, width: int, categories: int) -> Callable[[], Any]:
     encoders = pack().nodes.encoders
-    aligned, states = made_up(width, tokens=tokens), torch.randn(1, tokens, width)
-    how = {"alpha": 5.0, "mode": "add", "categories": CATEGORIES[:categories], "budget": 0.01}
+    names = [f"category-{i}" for i in range(categories)]
+    aligned, states = made_up(width, tokens=tokens, categories=names), torch.randn(1, tokens, width)
+    how = {"alpha": 5.0, "mode": "add", "categories": names, "budget": 0.01}
     return lambda: encoders.steer_conditioning([[states, {}]], aligned, how)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from statistics import median
-from typing import Any, Callable, Iterator
+from typing import Any, Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -16,11 +16,11 @@ CATEGORIES = ["disturbing", "hate", "humiliation", "illegal", "sexual", "violenc
 WORDS = 14  # content tokens of a prompt; the rest is padding
 
 
-def made_up(width: int, seed: int = 0, tokens: int = 0) -> Any:
+def made_up(width: int, seed: int = 0, tokens: int = 0, categories: Sequence[str] = CATEGORIES) -> Any:
     """An alignment of this width with all that a real one has, of random numbers."""
     aligned = pack().directions.aligned
     draw = torch.Generator().manual_seed(seed)
-    names = ("global", *CATEGORIES)
+    names = ("global", *categories)
     levels = torch.linspace(-3, 3, len(aligned.QUANTILES)).expand(len(names), -1).contiguous()
     slot = aligned.AlignedDirection(
         names=names, vectors=torch.randn(len(names), width, generator=draw), readers=torch.randn(len(names), width, generator=draw) / width**0.5,
