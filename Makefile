@@ -10,12 +10,14 @@ MYPY_CONFIG := $(shell grep -qs '^\[tool.mypy\]' pyproject.toml || echo --ignore
 
 .PHONY: demo test clean
 
+# Threads that spin while they wait take ten times as long where another program has one of the cores.
+demo: export OMP_WAIT_POLICY ?= PASSIVE
 demo:
 	@python="$$($(PYTHON) -m demo.environment demo)" && "$$python" -m demo
 
 # The folder itself is a package once ComfyUI has loaded it, and its name need not be one that Python can import:
 # --explicit-package-bases keeps mypy from deriving module names from it.
-# One thread each: the tests start several ComfyUIs, and on a busy machine threads that wait for each other take ten times as long.
+# One thread each: the tests start several ComfyUIs.
 test: export OMP_NUM_THREADS ?= 1
 test:
 	@set -e; python="$$($(PYTHON) -m demo.environment test)"; \
