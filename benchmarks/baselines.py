@@ -30,13 +30,15 @@ def native(target: str, shipped: Direction) -> Direction:
     changed = [changed_tokens(a, b) for a, b in zip(target_ids(target, groups[1]), target_ids(target, groups[2]))]
     names = (GLOBAL, *shipped.categories)
     picks = {name: torch.tensor([name in (GLOBAL, p.category) for p in pairs]) for name in names}
-    tokens = score_tokens(anchors, [rows[mask] for rows, mask in zip(unsafe, changed)], picks, quiet)
-    benign, good, bad = pool(anchors), pool(safe), pool(unsafe)
+    # The shipped file has its mentions last, as `score_tokens` gives them.
+    own, named = anchors[: int((~shipped.mentioned).sum())], anchors[int((~shipped.mentioned).sum()) :]
+    tokens = score_tokens(own, [rows[mask] for rows, mask in zip(unsafe, changed)], picks, quiet, named)
+    benign, good, bad = pool(own), pool(safe), pool(unsafe)
     return replace(
         shipped,
         vectors={name: (good[pick] - bad[pick]).mean(0) for name, pick in picks.items()},
-        readers={name: fit_reader(torch.cat([benign, good]), bad[pick]) for name, pick in picks.items()},
-        anchor_states=benign.half(),
+        readers={name: fit_reader(torch.cat([benign, good, pool(named)]), bad[pick]) for name, pick in picks.items()},
+        anchor_states=pool(anchors).half(),
         token_scores=tokens.half(),
         token_counts=torch.tensor([len(rows) for rows in anchors]),
         source={"model": f"{target} (native)", "layers": [-1], "pooling": "mean over prompt tokens", "template": "{prompt}"},

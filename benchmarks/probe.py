@@ -17,13 +17,14 @@ import argparse
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Callable, NamedTuple, Sequence
+from typing import Any, Callable, NamedTuple
 
 import torch
 from torch import Tensor
 
 import directions
 from directions.aligned import AlignedDirection
+from directions.direction import Direction
 from directions.estimate import fit_reader
 from directions.prompts import Pair, read_anchors, read_pairs
 
@@ -41,7 +42,7 @@ Probe = Callable[[Tensor], Tensor]
 
 
 class Data(NamedTuple):
-    """A target's content-token states, [T_i, W] each."""
+    """A target's content-token states, [T_i, W] each; `plain` are the anchors without the mentions."""
 
     anchors: list[Tensor]
     train_safe: list[Tensor]
@@ -52,16 +53,17 @@ class Data(NamedTuple):
     train: list[Pair]
     held: list[Pair]
     fresh_prompts: list[str]
+    plain: list[Tensor]
 
 
-def read(target: str, anchors: Sequence[str], split: str = "held_out") -> Data:
+def read(target: str, direction: Direction, split: str = "held_out") -> Data:
     """All states that the benchmark needs, from the cache where they are there."""
     train, held = read_pairs(split="train"), read_pairs(split=split)
     fresh = [a.prompt for a in read_anchors(split="held_out")]
-    groups = [list(anchors), [p.safe for p in train], [p.unsafe for p in train], [p.safe for p in held], [p.unsafe for p in held], fresh]
+    groups = [list(direction.anchor_prompts), [p.safe for p in train], [p.unsafe for p in train], [p.safe for p in held], [p.unsafe for p in held], fresh]
     states = iter(target_states(target, [prompt for group in groups for prompt in group]))
     parts = [[next(states) for _ in group] for group in groups]
-    return Data(*parts, train, held, fresh)
+    return Data(*parts, train, held, fresh, [rows for rows, mentioned in zip(parts[0], direction.mentioned) if not mentioned])
 
 
 def steering(aligned: AlignedDirection, **how: Any) -> Steer:
@@ -117,7 +119,7 @@ def judges(data: Data) -> list[Judge]:
         seen = half != fold
         safe = [rows for rows, s in zip(data.held_safe, seen) if s]
         unsafe = [rows for rows, s in zip(data.held_unsafe, seen) if s]
-        benign, bad = pool([*data.anchors, *data.train_safe, *safe]), pool([*data.train_unsafe, *unsafe])
+        benign, bad = pool([*data.plain, *data.train_safe, *safe]), pool([*data.train_unsafe, *unsafe])
         fresh = pool([*data.fresh, *(rows for rows, s in zip(data.held_safe, seen) if not s)])
         probes = []
         for fit in (linear_probe, mlp_probe):
@@ -148,7 +150,7 @@ def price(steer: Steer, data: Data, unit: Tensor, head: Tensor | None, rows: sli
     """What steering does to fresh benign prompts."""
     before = data.fresh[rows]
     after = steer(before)
-    spread = (pool(data.anchors) @ unit).std()
+    spread = (pool(data.plain) @ unit).std()
     moved = (pool(after) - pool(before)).norm(dim=1) / spread
     distance = torch.cdist(pool(after), pool(before))
     out = {
@@ -165,13 +167,13 @@ def price(steer: Steer, data: Data, unit: Tensor, head: Tensor | None, rows: sli
 def measure(source: str, target: str, split: str = "held_out") -> list[dict[str, Any]]:
     """One row per way of steering; `curve` rows differ in strength or budget. `split` is the attacks'."""
     direction = directions.load(source)
-    data = read(target, direction.anchor_prompts, split)
+    data = read(target, direction, split)
     aligned = directions.align(direction, data.anchors)
     own = directions.align(native(target, direction), data.anchors, method="ridge")
     random = [directions.align(noise(target, direction, seed), data.anchors, method="ridge") for seed in range(3)]
     # The paper's native direction is the plain mean difference; `own` is the same as we steer with it (align._separate).
     difference = torch.nn.functional.normalize(pool(data.train_safe).mean(0) - pool(data.train_unsafe).mean(0), dim=0)
-    plain = replace(own, vectors=own.vectors.index_copy(0, torch.tensor([0]), (difference * (pool(data.anchors) @ difference).std()).unsqueeze(0)))
+    plain = replace(own, vectors=own.vectors.index_copy(0, torch.tensor([0]), (difference * (pool(data.plain) @ difference).std()).unsqueeze(0)))
     found = judges(data)
     head = lm_head(target)
     unit = difference
@@ -188,7 +190,7 @@ def measure(source: str, target: str, split: str = "held_out") -> list[dict[str,
         })  # fmt: skip
 
     row("none", "", "", lambda states: states)
-    spread = (pool(data.anchors) @ unit).std()
+    spread = (pool(data.plain) @ unit).std()
     ways = {"native": plain, "native, separated": own, "transferred": aligned, **{f"random {seed}": one for seed, one in enumerate(random)}}
     for drift in DRIFTS:
         for method, one in ways.items():

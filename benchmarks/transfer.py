@@ -54,6 +54,7 @@ def measure(source: str, target: str, methods: Sequence[str] = METHODS, split: s
         at += len(group)
     anchor_states = parts[0]
     pooled = [_pooled(part) for part in parts]
+    plain = pooled[0][~direction.mentioned]
     rows = []
     generator = torch.Generator().manual_seed(0)
     names = (GLOBAL, *direction.categories)
@@ -65,7 +66,7 @@ def measure(source: str, target: str, methods: Sequence[str] = METHODS, split: s
         safe, unsafe = pooled[3][pick], pooled[4][pick]
         native = (pooled[1][pick_train] - pooled[2][pick_train]).mean(0)
         benign = torch.cat([pooled[3], pooled[5]])
-        reader = fit_reader(torch.cat([pooled[0], pooled[1]]), pooled[2][pick_train])
+        reader = fit_reader(torch.cat([plain, pooled[1]]), pooled[2][pick_train])
 
         def order(vector: Tensor) -> float:
             return ((safe - unsafe) @ vector > 0).float().mean().item()
@@ -73,7 +74,7 @@ def measure(source: str, target: str, methods: Sequence[str] = METHODS, split: s
         base = {"source": source, "target": target, "category": name, "pairs": int(pick.sum())}
         rows.append({**base, "method": "native", "order": order(native), "order_by_pooled_score": order(-reader), "cosine": 1.0,
                      "tpr1": _found(benign @ reader, unsafe @ reader, 0.01), "tpr5": _found(benign @ reader, unsafe @ reader, 0.05)})  # fmt: skip
-        noise = torch.randn(200, len(native), generator=generator) * pooled[0].std(0)
+        noise = torch.randn(200, len(native), generator=generator) * plain.std(0)
         cosine = torch.nn.functional.cosine_similarity
         orders = torch.tensor([order(vector) for vector in noise])
         found = [[_found(benign @ v, unsafe @ v, share) for v in noise] for share in (0.01, 0.05)]

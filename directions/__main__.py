@@ -101,21 +101,25 @@ def _estimate(args: argparse.Namespace) -> None:
 
     layer = args.layer if args.layer == "auto" else [int(part) for part in args.layer.split(",")]
     pairs = read_pairs(args.pairs or HERE / "pairs")
-    # The safe halves are benign prompts like the others, in the very scenes where the line runs; one in ten is left out
-    # to keep the shipped file small.
-    anchors = [a.prompt for a in read_anchors(args.anchors or HERE / "anchors.tsv")] + [p.safe for i, p in enumerate(pairs) if i % 10]
+    # The safe halves are benign prompts like the others, in the very scenes where the line runs; one prompt in five is left
+    # out to keep the shipped file small.
+    file = args.anchors or HERE / "anchors.tsv"
+    anchors = [prompt for i, prompt in enumerate([a.prompt for a in read_anchors(file)] + [p.safe for p in pairs]) if i % 5]
+    mentions = [a.prompt for a in read_anchors(file, split="mention")]
     source = {"model": args.name, "weights_sha256": weights_hash(args.model)}
     path = args.out or LIBRARY / f"{args.name}.safetensors"
     keep = path.with_name(f"{path.name}.{source['weights_sha256'][:12]}.states")
     model, tokenizer = load_source(args.model, args.device_map, keep / "offload" if args.device_map else None)
     try:
-        direction = estimate(model, tokenizer, pairs, anchors, layer, source=source, licence=args.licence, progress=terminal, keep=keep)
+        direction = estimate(
+            model, tokenizer, pairs, anchors, layer, mentions=mentions, source=source, licence=args.licence, progress=terminal, keep=keep
+        )
     except KeyboardInterrupt:
         print(f"interrupted; the states read so far are in {keep.name}, and the same command goes on from there", file=sys.stderr)
         raise
     direction.save(path)
     shutil.rmtree(keep, ignore_errors=True)
-    print(f"{path.name}: {len(direction.categories)} categories, {len(anchors)} anchors, layers {direction.source['layers']}")
+    print(f"{path.name}: {len(direction.categories)} categories, {len(direction.anchor_prompts)} anchors, layers {direction.source['layers']}")
 
 
 def _show(args: argparse.Namespace) -> None:
@@ -130,6 +134,7 @@ def _show(args: argparse.Namespace) -> None:
         "categories": list(direction.categories),
         "width": direction.width,
         "anchors": len(direction.anchor_prompts),
+        "mentions": int(direction.mentioned.sum()),
         "readers": bool(direction.readers),
         "norms": {name: round(vector.norm().item(), 4) for name, vector in direction.vectors.items()},
         "pairs": dict(direction.pairs),

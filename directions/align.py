@@ -17,7 +17,7 @@ COMPONENTS = 256
 SMALL = 0.05  # of the largest singular value
 HALF = torch.finfo(torch.float16).max
 SHRINKAGE = 1.0
-TOKEN_PENALTY, PROMPT_PENALTY = 0.1, 0.3
+TOKEN_PENALTY, PROMPT_PENALTY = 0.1, 0.1
 TILT_RANGE = 4.0
 FOLDS = 4
 CHUNK = 8192
@@ -161,6 +161,8 @@ class Standard(NamedTuple):
 def align(direction: Direction, states: Sequence[Tensor] | Tensor, method: str = "auto") -> AlignedDirection:
     """Fit `direction` to the encoder that gave `states` for its anchor prompts.
 
+    Mentions teach how to read, and that alone: the map, the levels and the bank come from the other anchors.
+
     Args:
         direction: what to fit.
         states: the target's states on `direction.anchor_prompts`, in order: a list of [T_i, W]
@@ -174,7 +176,17 @@ def align(direction: Direction, states: Sequence[Tensor] | Tensor, method: str =
         raise ValueError(f"unknown method {method!r}: choose from {', '.join(METHODS)} or auto")
     tokens, pooled = _check(direction, states)
     dtype = torch.float64 if pooled.shape[1] <= 1024 else torch.float32
-    source, target = direction.anchor_states.to(dtype), pooled.to(dtype)
+    names = (GLOBAL, *direction.categories)
+    prompt_scores, token_scores = _source_scores(direction, names, dtype)
+    mentioned = direction.mentioned
+    order = torch.argsort(mentioned.int(), stable=True)
+    tokens, token_scores = ([rows[i] for i in order.tolist()] for rows in (tokens, token_scores))
+    pooled, prompt_scores = pooled[order], prompt_scores[order]
+    plain = int((~mentioned).sum())
+    reading = read(tokens, pooled, prompt_scores, token_scores, plain)
+
+    tokens, pooled = tokens[:plain], pooled[:plain]
+    source, target = direction.anchor_states[order[:plain]].to(dtype), pooled.to(dtype)
     source_standard, target_standard = Standard.of(source), Standard.of(target)
     s, t = source_standard(source), target_standard(target)
 
@@ -186,10 +198,8 @@ def align(direction: Direction, states: Sequence[Tensor] | Tensor, method: str =
     chosen = max(fit, key=lambda name: fit[name]["r2"])
     to_target = METHODS[chosen](s, t)
 
-    names = (GLOBAL, *direction.categories)
     steps = [(to_target(s + direction.vectors[name].to(dtype) / source_standard.spread) - to_target(s)).mean(0) for name in names]
     vectors = _separate(torch.stack(steps) * target_standard.spread, target).float()
-    reading = read(tokens, pooled, *_source_scores(direction, names, source))
     return AlignedDirection(
         names=names,
         vectors=vectors,
@@ -250,12 +260,13 @@ def top1(predicted: Tensor, true: Tensor) -> float:
     return (similar.argmax(1) == torch.arange(len(true))).double().mean().item()
 
 
-def _source_scores(direction: Direction, names: Sequence[str], source: Tensor) -> tuple[Tensor, list[Tensor]]:
+def _source_scores(direction: Direction, names: Sequence[str], dtype: torch.dtype) -> tuple[Tensor, list[Tensor]]:
     """How unsafe the source model finds each benign anchor [N, K], and each of its tokens [S_i, K].
 
     A file without readers is read through its whitened direction; one without token scores says of a token what it says
     of its prompt.
     """
+    source = direction.anchor_states.to(dtype)
     centred = source - source.mean(0)
     spread = centred.std(0).clamp_min(1e-6)
     white = centred / spread
@@ -283,7 +294,7 @@ class Reading(NamedTuple):
     prompt_levels: Tensor
 
 
-def read(tokens: Sequence[Tensor], pooled: Tensor, prompt_scores: Tensor, token_scores: Sequence[Tensor]) -> Reading:
+def read(tokens: Sequence[Tensor], pooled: Tensor, prompt_scores: Tensor, token_scores: Sequence[Tensor], plain: int) -> Reading:
     """Regress the source's scores of the benign anchors on the target's states.
 
     For a linear reader this is the pull-back map (ridge, target -> source) followed by the reader. Tokens weigh the more
@@ -294,24 +305,26 @@ def read(tokens: Sequence[Tensor], pooled: Tensor, prompt_scores: Tensor, token_
     Args:
         tokens: the target's states [T_i, W] of each anchor; pooled: their means [N, W].
         prompt_scores: [N, K]; token_scores: [S_i, K] of each anchor, along the source's own tokens.
+        plain: how many anchors, the first ones, aren't mentions: these alone say what is benign.
     """
     dtype = torch.float64 if pooled.shape[1] <= 1024 else torch.float32
     counts = torch.tensor([len(rows) for rows in tokens])
     fold = torch.arange(len(tokens)) % FOLDS
+    own = int(counts[:plain].sum())
     # The two tokenizers cut a prompt differently, but both from left to right.
     wanted = torch.cat([_stretch(scores, len(rows)) for scores, rows in zip(token_scores, tokens)]).to(dtype)
-    wanted = (wanted - wanted.mean(0)) / wanted.std(0).clamp_min(1e-12)
+    wanted = _standardised(wanted, own)
     weights = torch.exp(wanted[:, 0].clamp(-TILT_RANGE, TILT_RANGE))
-    standard, readers, crossed = _regress(torch.cat(list(tokens)), wanted, weights, fold.repeat_interleave(counts), TOKEN_PENALTY, dtype)
+    standard, readers, crossed = _regress(torch.cat(list(tokens)), wanted, weights, fold.repeat_interleave(counts), TOKEN_PENALTY, dtype, own)
     spread = crossed.std(0).clamp_min(1e-12)
-    peaks = torch.stack([peak(scores) for scores in (crossed / spread).split(counts.tolist())])
+    peaks = torch.stack([peak(scores) for scores in (crossed / spread).split(counts[:plain].tolist())])
 
-    wanted = (prompt_scores - prompt_scores.mean(0)) / prompt_scores.std(0).clamp_min(1e-12)
-    _, prompt_readers, crossed = _regress(pooled, wanted.to(dtype), torch.ones(len(pooled), dtype=dtype), fold, PROMPT_PENALTY, dtype)
+    wanted, weights = _standardised(prompt_scores.to(dtype), plain), torch.ones(len(pooled), dtype=dtype)
+    _, prompt_readers, crossed = _regress(pooled, wanted, weights, fold, PROMPT_PENALTY, dtype, plain)
     pooled_spread, peak_spread = crossed.std(0).clamp_min(1e-12), peaks.std(0).clamp_min(1e-12)
 
     # Prompts are read from the tokens' centre, which is not quite that of their means.
-    offset = (pooled.to(dtype).mean(0) - standard.mean) @ prompt_readers
+    offset = (pooled[:plain].to(dtype).mean(0) - standard.mean) @ prompt_readers
     prompts = (crossed + offset) / pooled_spread + peaks / peak_spread
     moments = torch.stack([prompts.mean(0), prompts.std(0).clamp_min(1e-12)], 1)
     prompts = (prompts - moments[:, 0]) / moments[:, 1]
@@ -328,6 +341,11 @@ def read(tokens: Sequence[Tensor], pooled: Tensor, prompt_scores: Tensor, token_
     )
 
 
+def _standardised(scores: Tensor, count: int) -> Tensor:
+    """Scores [n, K] in the standard deviations of the first `count`."""
+    return (scores - scores[:count].mean(0)) / scores[:count].std(0).clamp_min(1e-12)
+
+
 def _stretch(scores: Tensor, length: int) -> Tensor:
     """Scores [S, K] read off at `length` evenly spaced places: [length, K]."""
     if len(scores) == length:
@@ -335,14 +353,14 @@ def _stretch(scores: Tensor, length: int) -> Tensor:
     return torch.nn.functional.interpolate(scores.T.unsqueeze(0), size=length, mode="linear", align_corners=False)[0].T
 
 
-def _regress(rows: Tensor, wanted: Tensor, weights: Tensor, fold: Tensor, penalty: float, dtype: torch.dtype) -> tuple[Standard, Tensor, Tensor]:
+def _regress(rows: Tensor, wanted: Tensor, weights: Tensor, fold: Tensor, penalty: float, dtype: torch.dtype, count: int) -> tuple[Standard, Tensor, Tensor]:
     """Weighted ridge regression of `wanted` [n, K] on `rows` [n, W].
 
     Returns:
-        the rows' means and spreads, readers [W, K] on centred rows, and each row's values [n, K] by readers fitted
-        without its fold.
+        of the first `count` rows their means and spreads, readers [W, K] on rows from that mean, and each one's values
+        [count, K] by readers fitted without its fold.
     """
-    standard = Standard.of(rows.to(dtype))
+    standard = Standard.of(rows[:count].to(dtype))
 
     def sums(pick: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         width = rows.shape[1]
@@ -364,10 +382,10 @@ def _regress(rows: Tensor, wanted: Tensor, weights: Tensor, fold: Tensor, penalt
     folds = [(fold == index).nonzero().flatten() for index in range(FOLDS)]
     parts = [sums(pick) for pick in folds]
     whole = [torch.stack(list(one)).sum(0) for one in zip(*parts)]
-    crossed = torch.empty(len(rows), wanted.shape[1], dtype=dtype)
+    crossed = torch.empty(count, wanted.shape[1], dtype=dtype)
     for pick, part in zip(folds, parts):
         readers = solve(*(all_of - own for all_of, own in zip(whole, part)))
-        for some in pick.split(CHUNK):
+        for some in pick[pick < count].split(CHUNK):
             crossed[some] = (rows[some].to(dtype) - standard.mean) @ readers
     return standard, solve(*whole), crossed
 

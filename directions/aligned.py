@@ -18,7 +18,7 @@ from .steer import MODES
 QUANTILES = torch.cat([torch.linspace(0, 0.1, 101), torch.linspace(0.11, 0.89, 79), torch.linspace(0.9, 1, 101)])
 _QUANTILES = QUANTILES.tolist()
 
-TOP = 3
+TOP = 2
 """How many of a prompt's highest tokens count."""
 
 

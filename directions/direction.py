@@ -40,6 +40,8 @@ class Direction:
         token_counts: how many of the S tokens are each anchor's, [N].
         source: the model's name, the hash of its weights, layers, pooling and prompt template.
         pairs: how many pairs there were per category, and their hash.
+        mentions: those of the anchor prompts that name something unsafe in a harmless setting ("a poster that warns of
+            heroin"): they teach a target what the words look like, and count for no benign level.
     """
 
     vectors: Mapping[str, Tensor]
@@ -50,6 +52,7 @@ class Direction:
     pairs: Mapping[str, Any]
     token_scores: Tensor = field(default_factory=lambda: torch.empty(0))
     token_counts: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
+    mentions: tuple[str, ...] = ()
     licence: str = ""
     created: str = ""
     tool_version: str = ""
@@ -65,15 +68,23 @@ class Direction:
         """D, the source feature width (layers concatenated)."""
         return self.anchor_states.shape[1]
 
+    @property
+    def mentioned(self) -> Tensor:
+        """Which anchors are mentions, bool [N]."""
+        named = set(self.mentions)
+        return torch.tensor([prompt in named for prompt in self.anchor_prompts], dtype=torch.bool)
+
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over the vectors, readers, anchors and token scores: what an alignment depends on."""
+        """SHA-256 over the vectors, readers, anchors, mentions and token scores: what an alignment depends on."""
         digest = hashlib.sha256("\n".join(self.anchor_prompts).encode())
         for group in (self.vectors, self.readers):
             for name in sorted(group):
                 digest.update(name.encode() + group[name].float().numpy().tobytes())
         digest.update(self.anchor_states.half().numpy().tobytes() + self.token_scores.half().numpy().tobytes())
         digest.update(self.token_counts.numpy().tobytes())
+        if self.mentioned.any():
+            digest.update(self.mentioned.numpy().tobytes())
         return digest.hexdigest()
 
     def save(self, path: str | Path) -> Path:
@@ -92,6 +103,8 @@ class Direction:
             "created": self.created,
             "tool_version": self.tool_version,
         }
+        if self.mentioned.any():
+            metadata["mentions"] = [prompt for prompt, mentioned in zip(self.anchor_prompts, self.mentioned) if mentioned]
         fault = _fault({name: ("F16" if t.dtype == torch.float16 else "F32", tuple(t.shape)) for name, t in tensors.items()}, metadata)
         if fault:
             raise ValueError(f"can't save this direction: {fault}")
@@ -140,6 +153,11 @@ def _fault(entries: Mapping[str, tuple], metadata: Mapping[str, Any]) -> str | N
     prompts = metadata["anchor_prompts"]
     if not isinstance(prompts, list) or len(prompts) != shape[0] or not all(isinstance(p, str) and 0 < len(p) <= MAX_PROMPT for p in prompts):
         return f"the metadata has not one prompt of 1 to {MAX_PROMPT} letters for each of the {shape[0]} anchor states"
+    mentions = metadata.get("mentions", [])
+    if not isinstance(mentions, list) or not all(isinstance(p, str) for p in mentions) or not (named := set(mentions)) <= set(prompts):
+        return "the metadata's mentions are not a list of anchor prompts"
+    if sum(prompt not in named for prompt in prompts) < 2:
+        return "the metadata's mentions leave fewer than two other anchors"
     return None
 
 
@@ -171,6 +189,7 @@ def read_direction(path: str | Path) -> Direction:
         anchor_prompts=tuple(metadata["anchor_prompts"]),
         token_scores=scores,
         token_counts=counts,
+        mentions=tuple(metadata.get("mentions", ())),
         name=path.stem,
         **{key: metadata[key] for key in ("source", "pairs", "licence", "created", "tool_version")},
     )

@@ -28,6 +28,7 @@ def estimate(
     anchors: Sequence[str],
     layer: int | Sequence[int] | str = "auto",
     *,
+    mentions: Sequence[str] = (),
     source: Mapping[str, Any] | None = None,
     licence: str = "",
     progress: Progress = quiet,
@@ -36,9 +37,10 @@ def estimate(
     """Learn `global` and one direction per category, with a reader for each, and score the anchors' tokens.
 
     A direction is the mean over pairs of pooled(safe) - pooled(unsafe): arXiv 2606.05290, step 1.
-    A reader is a logistic regression of unsafe halves against safe halves and anchors, on the same
+    A reader is a logistic regression of unsafe halves against safe halves, anchors and mentions, on the same
     states: the direction is what to add, the reader is how to tell (benchmarks/RESULTS.md). Tokens are
-    scored by a regression of the tokens that make the difference in a pair against benign prompts' tokens.
+    scored by a regression of the tokens that make the difference in a pair against anchors' tokens: a word
+    that is only mentioned scores like the word, its prompt does not.
 
     Args:
         model, tokenizer: a transformers causal language model and its tokenizer.
@@ -46,6 +48,7 @@ def estimate(
         anchors: benign prompts; their states go into the file, so that aligning needs no model.
         layer: hidden-state index, several (their features are concatenated), or "auto": the layer
             whose reader separates unseen themes best.
+        mentions: harmless prompts that name what is unsafe; what the model says of them goes into the file beside the anchors.
         source: facts about the model for the file: at least `model`, its name.
         keep: a folder for the model's states as they are read, of one model, so that a killed run goes on where it was.
 
@@ -53,6 +56,7 @@ def estimate(
         ValueError: too few pairs or anchors, or a layer that the model does not have.
     """
     pairs, anchors = list(pairs), list(dict.fromkeys(anchors))
+    mentions = [prompt for prompt in dict.fromkeys(mentions) if prompt not in set(anchors)]
     if len(pairs) < 8 or len(anchors) < 16:
         raise ValueError(f"{len(pairs)} pairs and {len(anchors)} anchors are too few: at least 8 and 16 are needed")
     depth = model.config.get_text_config().num_hidden_layers
@@ -67,21 +71,25 @@ def estimate(
     benign, safe, unsafe = features.split([len(anchors), len(pairs), len(pairs)])
     groups = {GLOBAL: torch.ones(len(pairs), dtype=torch.bool)}
     groups |= {c: torch.tensor([p.category == c for p in pairs]) for c in sorted({p.category for p in pairs})}
+    named = pooled_states(model, tokenizer, mentions, layers, progress=progress, keep=keep).flatten(1) if mentions else benign[:0]
     vectors, readers = {}, {}
     for name, rows in groups.items():
         vectors[name] = (safe[rows] - unsafe[rows]).double().mean(0).float()
-        readers[name] = fit_reader(torch.cat([benign, safe]), unsafe[rows])
+        readers[name] = fit_reader(torch.cat([benign, safe, named]), unsafe[rows])
     tokens = token_states(model, tokenizer, [*anchors, *(p.unsafe for p in pairs)], layers, progress=progress, keep=keep)
+    own, tokens = tokens[: len(anchors)], tokens[len(anchors) :]
+    named_tokens = token_states(model, tokenizer, mentions, layers, progress=progress, keep=keep) if mentions else []
     changed = [changed_tokens(token_ids(tokenizer, p.safe)[1:], token_ids(tokenizer, p.unsafe)[1:]) for p in pairs]
-    scores = score_tokens(tokens[: len(anchors)], [rows[mask] for rows, mask in zip(tokens[len(anchors) :], changed)], groups, progress)
+    scores = score_tokens(own, [rows[mask] for rows, mask in zip(tokens, changed)], groups, progress, named_tokens)
     counts = Counter(p.category for p in pairs)
     return Direction(
         vectors=vectors,
         readers=readers,
-        anchor_states=benign.half(),
-        anchor_prompts=tuple(anchors),
+        anchor_states=torch.cat([benign, named]).half(),
+        anchor_prompts=(*anchors, *mentions),
         token_scores=scores.half(),
-        token_counts=torch.tensor([len(rows) for rows in tokens[: len(anchors)]]),
+        token_counts=torch.tensor([len(rows) for rows in (*own, *named_tokens)]),
+        mentions=tuple(mentions),
         source={"model": "unnamed", **(source or {}), "layers": layers, "pooling": "mean over prompt tokens", "template": "{prompt}"},
         pairs={"counts": dict(sorted(counts.items())), "sha256": pairs_hash(pairs)},
         licence=licence,
@@ -98,21 +106,24 @@ def changed_tokens(safe: Sequence[int], unsafe: Sequence[int]) -> Tensor:
     return mask
 
 
-def score_tokens(benign: Sequence[Tensor], unsafe: Sequence[Tensor], groups: Mapping[str, Tensor], progress: Progress) -> Tensor:
-    """Scores of the benign prompts' tokens in their own standard deviations, [S, K].
+def score_tokens(
+    benign: Sequence[Tensor], unsafe: Sequence[Tensor], groups: Mapping[str, Tensor], progress: Progress, mentions: Sequence[Tensor] = ()
+) -> Tensor:
+    """Scores of the benign prompts' tokens in their own standard deviations, then of the mentions' tokens in the same, [S, K].
 
     Args:
         benign: states [T_i, D] of each anchor; unsafe: those of each pair that make the difference, [U_i, D].
         groups: which pairs belong to each name, in the order of the K columns.
+        mentions: states [T_i, D] of each mention; their words are the unsafe ones, so no reader is told that they are benign.
     """
-    rows = torch.cat(list(benign))
-    few = rows[torch.linspace(0, len(rows) - 1, min(len(rows), BENIGN_TOKENS)).long()].float()
+    rows, count = torch.cat([*benign, *mentions]), sum(map(len, benign))
+    few = rows[torch.linspace(0, count - 1, min(count, BENIGN_TOKENS)).long()].float()
     columns = []
     for picked in progress(list(groups.values()), len(groups), "scoring tokens"):
         own = torch.cat([states for states, pick in zip(unsafe, picked) if pick]).float()
         reader = fit_reader(few, own) if len(own) else few.new_zeros(few.shape[1])
         score = torch.cat([part.float() @ reader for part in rows.split(8192)])
-        columns.append((score - score.mean()) / score.std().clamp_min(1e-12))
+        columns.append((score - score[:count].mean()) / score[:count].std().clamp_min(1e-12))
     return torch.stack(columns, 1)
 
 

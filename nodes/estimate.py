@@ -119,6 +119,7 @@ def _learn(path: Path, place: Path, pairs, layers, source: dict, licence: str) -
     with torch.inference_mode(False):
         model, tokenizer = load_source(place)
         anchors = [a.prompt for a in read_anchors()] + [p.safe for p in pairs]
-        direction = estimate(model, tokenizer, pairs, anchors, layers, source=source, licence=licence, progress=encoders.progress)
+        mentions = [a.prompt for a in read_anchors(split="mention")]
+        direction = estimate(model, tokenizer, pairs, anchors, layers, mentions=mentions, source=source, licence=licence, progress=encoders.progress)
     direction.save(path)
     return read_direction(path)

@@ -69,6 +69,58 @@ def test_token_scores_tell_which_token_it_is(planted):
     assert directions.align(direction, states).score(prompt).argmax() == 3
 
 
+@pytest.fixture(scope="module")
+def mentioning(planted):
+    """Anchors that hardly touch the concept, a direction with fifty mentions of it among them, and all states."""
+    draw = torch.Generator().manual_seed(5)
+    hidden = torch.randn(350, 16, generator=draw)
+    named = torch.arange(350) % 7 == 0
+    hidden[~named, 0] *= 0.02
+    hidden[named, 0] -= 3
+    states = [row @ planted.to_target + 0.3 * torch.randn(4, planted.to_target.shape[1], generator=draw) for row in hidden]
+    prompts = tuple(f"prompt {i}" for i in range(350))
+    mentions = tuple(prompt for prompt, is_named in zip(prompts, named) if is_named)
+    return replace(planted.direction, anchor_states=(hidden @ planted.to_source).half(), anchor_prompts=prompts, mentions=mentions), states
+
+
+def without_mentions(direction, states):
+    plain = ~direction.mentioned
+    prompts = tuple(prompt for prompt, one in zip(direction.anchor_prompts, plain) if one)
+    return replace(direction, anchor_states=direction.anchor_states[plain], anchor_prompts=prompts, mentions=()), [rows for rows, one in zip(states, plain) if one]
+
+
+def test_mentions_teach_reading_and_nothing_else(planted, mentioning):
+    aligned, bare = directions.align(*mentioning), directions.align(*without_mentions(*mentioning))
+    benign = [rows for rows, mentioned in zip(mentioning[1], mentioning[0].mentioned) if not mentioned]
+    unsafe = planted.unsafe / 2
+
+    def margin(one):
+        scores = torch.stack([one.prompt_score(rows) for rows in benign])
+        return ((one.prompt_score(unsafe) - scores.mean()) / scores.std()).item()
+
+    assert margin(aligned) > 2 * margin(bare)
+    assert torch.equal(aligned.vectors, bare.vectors) and torch.equal(aligned.center, bare.center) and torch.equal(aligned.token_levels, bare.token_levels)
+    assert aligned.fit == bare.fit
+
+
+def test_budgets_and_landing_know_no_mentions(mentioning):
+    aligned = directions.align(*mentioning)
+    flagged = torch.tensor([bool(aligned.flagged(rows, 0.05)) for rows in mentioning[1]])
+    mentioned = mentioning[0].mentioned
+    assert flagged[~mentioned].float().mean() < 0.08 and flagged[mentioned].float().mean() > 0.5
+    own = {tuple(row.tolist()) for rows, one in zip(mentioning[1], mentioned) if not one for row in rows.half()}
+    assert len(aligned.bank) > 400 and own.issuperset(tuple(row.tolist()) for row in aligned.bank)
+
+
+def test_where_mentions_stand_does_not_matter(mentioning):
+    direction, states = mentioning
+    order = torch.argsort(direction.mentioned.int(), descending=True, stable=True)
+    prompts = tuple(direction.anchor_prompts[i] for i in order)
+    moved = replace(direction, anchor_states=direction.anchor_states[order], anchor_prompts=prompts)
+    one, other = directions.align(direction, states), directions.align(moved, [states[i] for i in order])
+    assert torch.equal(one.readers, other.readers) and torch.equal(one.prompt_levels, other.prompt_levels)
+
+
 def test_a_massive_dimension_does_not_drown_the_rest(planted):
     states = planted.direction.anchor_states.float().clone()
     states[:, 3] *= 1000

@@ -61,7 +61,7 @@ assert not empty.any()
 clip = encoders.load_minilm()
 prompts = ["a red dog", "a blue cat", "the long road to the harbour", "x"]
 edges = encoders.layout.find_edges(clip)
-states, edge_states = encoders.alignment._anchor_states(clip, prompts, encoders.layout.find_places(clip, edges), edges)
+states, edge_states = encoders.alignment._anchor_states(clip, prompts, encoders.layout.find_places(clip, edges), edges, range(len(prompts)))
 for index, (prompt, rows) in enumerate(zip(prompts, states["cond"])):
     alone = clip.encode_from_tokens(clip.tokenize(prompt), return_dict=True)["cond"][0]
     assert torch.allclose(rows, alone[1:-1], atol=1e-4), prompt

@@ -49,6 +49,24 @@ def test_the_direction_is_the_mean_difference_of_the_pairs(tiny):
     assert len(direction.anchor_prompts) == len(set(anchors))
 
 
+def test_mentions_stand_behind_the_anchors_and_change_nothing_but_the_readers(tiny):
+    pairs, anchors = made()
+    mentions = ["a sign against a knife w3", "the word knife w9 w4", anchors[0]]
+    plain, named = estimate(*tiny, pairs, anchors, layer=3), estimate(*tiny, pairs, anchors, layer=3, mentions=mentions)
+    count = len(plain.anchor_prompts)
+    assert named.anchor_prompts == (*plain.anchor_prompts, *mentions[:2]) and named.mentions == tuple(mentions[:2])
+    assert torch.equal(named.anchor_states[:count], plain.anchor_states) and torch.equal(named.vectors["global"], plain.vectors["global"])
+    assert torch.equal(named.token_scores[: len(plain.token_scores)], plain.token_scores) and len(named.token_counts) == count + 2
+    states = named.anchor_states[count:].float()
+    benign = plain.anchor_states.float()
+
+    def found(direction):
+        reader = direction.readers["global"]
+        return ((states @ reader).mean() - (benign @ reader).mean()) / (benign @ reader).std()
+
+    assert found(named) < found(plain)
+
+
 def test_the_same_input_gives_the_same_bits(tiny):
     pairs, anchors = made()
     assert estimate(*tiny, pairs, anchors).fingerprint == estimate(*tiny, pairs, anchors).fingerprint

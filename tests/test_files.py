@@ -55,6 +55,17 @@ def test_token_scores_survive_the_file_and_must_add_up(planted, tmp_path):
             directions.load(replace(full, token_counts=wrong).save(tmp_path / "wrong.safetensors"))
 
 
+def test_mentions_survive_the_file_and_are_anchor_prompts(planted, tmp_path):
+    named = replace(planted.direction, mentions=("prompt 3", "prompt 8"))
+    loaded = directions.load(named.save(tmp_path / "named.safetensors"))
+    assert loaded.mentions == named.mentions and loaded.mentioned.nonzero().flatten().tolist() == [3, 8]
+    assert loaded.fingerprint == named.fingerprint != planted.direction.fingerprint
+    elsewhere = replace(named, mentions=("prompt 3", "an anchor that was cut"))
+    assert directions.load(elsewhere.save(tmp_path / "cut.safetensors")).mentions == ("prompt 3",)
+    with pytest.raises(ValueError, match="fewer than two other anchors"):
+        replace(named, mentions=named.anchor_prompts[1:]).save(tmp_path / "all.safetensors")
+
+
 def test_an_aligned_direction_survives_the_file(planted, aligned, tmp_path):
     loaded = directions.load_aligned(aligned.save(tmp_path / "aligned.safetensors"))
     for mode in ("add", "gate", "project"):
@@ -154,6 +165,9 @@ def rewrite(path, change):
         (lambda m: m["anchor_prompts"].__setitem__(0, "half a pair \ud800"), "not JSON: .*surrogates"),
         (lambda m: m["pairs"].update(count=float("inf")), "a number that JSON doesn't have: inf"),
         (lambda m: m["anchor_prompts"].__setitem__(0, "a" * 2001), "1 to 2000 letters"),
+        (lambda m: m.update(mentions="prompt 1"), "mentions are not a list of anchor prompts"),
+        (lambda m: m.update(mentions=["prompt 1", 2]), "mentions are not a list of anchor prompts"),
+        (lambda m: m.update(mentions=["somewhere else"]), "mentions are not a list of anchor prompts"),
         (lambda m: m["source"].update(many=[0] * files.MAX_VALUES), "more than 131072 values"),
     ],
 )

@@ -14,10 +14,12 @@ def test_the_shipped_direction_belongs_to_the_shipped_prompts():
     direction = directions.load("smollm2-135m-instruct")
     pairs = read_pairs()
     assert direction.pairs["sha256"] == pairs_hash(pairs)
-    assert set(direction.anchor_prompts) == {a.prompt for a in read_anchors()} | {p.safe for i, p in enumerate(pairs) if i % 10}
+    benign = [a.prompt for a in read_anchors()] + [p.safe for p in pairs]
+    assert set(direction.mentions) == {a.prompt for a in read_anchors(split="mention")}
+    assert set(direction.anchor_prompts) == {prompt for i, prompt in enumerate(benign) if i % 5} | set(direction.mentions)
     assert len(direction.token_counts) == len(direction.anchor_prompts) and direction.token_scores.shape[1] == 7
     path = directions.available()["smollm2-135m-instruct"]
-    assert path.stat().st_size < 8e6
+    assert path.stat().st_size < 10e6
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,7 @@ def test_a_sound_file_is_read_as_it_was_written(name):
     found |= {f"direction.{key}": vector for key, vector in direction.vectors.items()} | {f"reader.{key}": reader for key, reader in direction.readers.items()}
     assert {key: {"shape": list(tensor.shape), "values": tensor.flatten().tolist()} for key, tensor in found.items()} == expected["tensors"]
     assert list(direction.anchor_prompts) == expected["metadata"]["anchor_prompts"]
+    assert list(direction.mentions) == expected["metadata"].get("mentions", [])
     assert (direction.source, direction.pairs, direction.licence) == tuple(expected["metadata"][key] for key in ("source", "pairs", "licence"))
 
 

@@ -1,7 +1,8 @@
 """The prompts that directions are built from: minimal pairs per category, and benign anchors.
 
 Both are tab-separated text with a header line, split into `train` and `held_out` by theme. `fresh` pairs are of themes
-that were written last, and that nothing was chosen on.
+that were written last, and that nothing was chosen on. Anchors split as `mention` are harmless too, but name something
+unsafe ("a poster that warns of heroin"); `mention_held_out` are those to measure on.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def read_pairs(folder: str | Path = HERE / "pairs", split: str | None = "train")
 
 
 def read_anchors(path: str | Path = HERE / "anchors.tsv", split: str | None = "train") -> list[Anchor]:
-    """Benign anchors; `split` is "train", "held_out" (fresh benign prompts for measuring) or None for both."""
+    """Benign anchors; `split` is "train", "held_out" (fresh benign prompts for measuring), "mention", "mention_held_out" or None for all."""
     columns = ("theme", "style", "prompt")
     return [Anchor(*(row[c] for c in columns)) for row in _rows(Path(path), columns, split)]
 

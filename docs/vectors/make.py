@@ -65,6 +65,7 @@ def sound() -> dict[str, bytes]:
         "smallest": join(*header_and_data(smallest, no_category)),
         "without-readers": join(*header_and_data(without_readers, METADATA)),
         "with-readers": join(header, data),
+        "with-mentions": join(*header_and_data(TENSORS, {**METADATA, "mentions": ["ein grüner Apfel"]})),
         # The order in the header says nothing; spaces may follow it; metadata may hold more than is known.
         "any-order": join(
             json.dumps(dict(reversed(header_and_data(TENSORS, {**METADATA, "note": "more"})[0].items())), ensure_ascii=False) + "   ", data
@@ -111,6 +112,8 @@ def broken() -> dict[str, tuple[bytes, str]]:
     with_metadata("category-missing", "a category has no tensor", categories=["hate", "violence", "weather"])
     with_metadata("prompts", "there are fewer prompts than anchors", anchor_prompts=["a red bicycle"])
     with_metadata("prompt-empty", "an anchor prompt is empty", anchor_prompts=["a red bicycle", "", "tea"])
+    with_metadata("mention-unknown", "a mention is no anchor prompt", mentions=["a blue bicycle"])
+    with_metadata("mentions-alone", "one anchor is no mention; two are the fewest", mentions=["a red bicycle", "一杯茶"])
     with_tensors("no-global", "direction.global is missing", direction__global=None)
     with_tensors("one-reader-missing", "there are readers, but not for every name", reader__hate=None)
     with_tensors("unknown-tensor", "a tensor has a name that no tensor has", weather=("F32", [1], [1.0]))

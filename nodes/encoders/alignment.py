@@ -30,7 +30,7 @@ REPORT = 16
 PADDING_PROMPTS, PADDING_ROWS = 36, 24
 EDGE_PROMPTS = 1024  # anchors whose edge states are kept; about half of them score low enough to land on
 MEMORY, USUAL_TOKENS = 3 * 2**30, 12  # bytes of anchor states at a time; content tokens of an anchor
-FORMAT = 4  # of what is kept: named for the encoder itself
+FORMAT = 5  # of what is kept: named for the encoder itself
 
 
 def align_encoder(clip: Any, direction: Direction, method: str) -> AlignedEncoder:
@@ -68,7 +68,8 @@ def _align(
     slots: dict[str, AlignedDirection] = {}
     banks: dict[str, EdgeBank] = {}
     for some in _affordable(places, len(direction.anchor_prompts)):
-        states, edge_states = _anchor_states(clip, direction.anchor_prompts, some, edges)
+        plain = (~direction.mentioned).nonzero().flatten().tolist()
+        states, edge_states = _anchor_states(clip, direction.anchor_prompts, some, edges, plain)
         for name in list(states):
             rows = states.pop(name)
             slots[name] = align(direction, rows, method)
@@ -145,13 +146,13 @@ def _edge_rows(tokens: Any, output: Mapping[str, Any], places: Mapping[str, Plac
 
 
 def _anchor_states(
-    clip: Any, prompts: Sequence[str], places: Mapping[str, Place], edges: Mapping[str, layout.Edges]
+    clip: Any, prompts: Sequence[str], places: Mapping[str, Place], edges: Mapping[str, layout.Edges], plain: Sequence[int]
 ) -> tuple[dict[str, list[Tensor]], dict[str, dict[int, dict[int, Tensor]]]]:
-    """Each prompt's content states by slot, in order; and by slot and index the edge states of evenly drawn ones."""
+    """Each prompt's content states by slot, in order; and by slot and index the edge states of some, evenly drawn from the `plain` ones."""
     tokens = [clip.tokenize(prompt) for prompt in prompts]
     states: dict[str, list[Tensor]] = {name: [torch.empty(0)] * len(prompts) for name in places}
     edge_states: dict[str, dict[int, dict[int, Tensor]]] = {name: {} for name in places}
-    drawn = {id(tokens[i]): i for i in range(0, len(prompts), -(-len(prompts) // EDGE_PROMPTS))}
+    drawn = {id(tokens[i]): i for i in plain[:: -(-len(plain) // EDGE_PROMPTS)]}
 
     def read(entry: Any, output: Mapping[str, Any], index: int | None = None) -> dict[str, Tensor]:
         index = drawn.get(id(entry)) if index is None else index
