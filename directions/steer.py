@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from .aligned import AlignedDirection
 
 NEIGHBOURS = 4
-TOKEN_MARGIN = 0.75
+TOKEN_MARGINS = (1.25, 1.0, 0.75, 0.5, 0.25, 0.0)
 PART = 128  # bank states at a time
 
 
@@ -31,16 +31,25 @@ def project(states: Tensor, aligned: "AlignedDirection", names: tuple[str, ...],
 
 
 def gate(states: Tensor, aligned: "AlignedDirection", names: tuple[str, ...], alpha: float, budget: float, content: Tensor) -> Tensor:
-    """Act on flagged prompts only, there on the tokens that carry the concept, and land among benign states."""
-    flagged = aligned.flagged(states, budget, names, content)
-    if not flagged.any():
+    """Act on flagged prompts only, there on the tokens that carry the concept, and land among benign states.
+
+    Tokens move whose score lies above the prompt's mean or the first of TOKEN_MARGINS; where the prompt then still reads
+    more unsafe than the average benign one, those above the next margin move too.
+    """
+    left = aligned.flagged(states, budget, names, content)
+    if not left.any():
         return states
     marks = torch.stack([aligned.score(states, name) for name in names]).amax(0)
     mean = (marks * content).sum(-1, keepdim=True) / content.sum(-1, keepdim=True).clamp_min(1)
-    chosen = content & flagged.unsqueeze(-1) & (marks > mean.clamp(max=TOKEN_MARGIN))
-    moved = land(states[chosen] + alpha * aligned.vector(names).to(states), aligned.bank.to(states.device))
-    out = states.clone()
-    out[chosen] = moved
+    shift, bank = alpha * aligned.vector(names).to(states), aligned.bank.to(states.device)
+    out, moved = states.clone(), torch.zeros_like(content)
+    for margin in TOKEN_MARGINS:
+        chosen = content & left.unsqueeze(-1) & ~moved & (marks > mean.clamp(max=margin))
+        out[chosen] = land(states[chosen] + shift, bank)
+        moved = moved | chosen
+        left = left & (torch.stack([aligned.prompt_score(out, name, content) for name in names]).amax(0) > 0)
+        if not left.any():
+            break
     return out
 
 

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from directions.aligned import TOP, combine
-from directions.steer import MODES, TOKEN_MARGIN, land
+from directions.steer import MODES, TOKEN_MARGINS, land
 
 
 def test_positive_scores_are_unsafe(planted, aligned):
@@ -49,7 +49,7 @@ def test_gate_touches_only_the_tokens_that_carry_the_concept(planted, aligned):
     before, after = len(planted.states[0]), len(planted.states[0]) + len(planted.unsafe)
     assert changed[before:after].all()
     scores = aligned.score(prompt)
-    assert not changed[scores < min(scores.mean(), TOKEN_MARGIN)].any()
+    assert not changed[scores < min(scores.mean(), TOKEN_MARGINS[-1])].any()
 
 
 def test_gate_treats_each_prompt_of_a_batch_by_itself(planted, aligned):
@@ -86,17 +86,31 @@ def test_a_batch_with_masks_scores_as_its_definition_says_of_each_prompt(aligned
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 999), st.sampled_from([0.05, 0.5, 1.0]))
 def test_the_gate_does_what_its_definition_says_of_each_token(aligned, seed, budget):
-    """In a flagged prompt the tokens above min(mean, TOKEN_MARGIN) land, shifted by alpha times the vector; nothing else changes."""
+    """In a flagged prompt the tokens above min(mean, margin) land, shifted by alpha times the vector; margin by margin, until the
+    prompt reads no worse than the average benign one. Nothing else changes."""
     states = aligned.center + 3 * torch.randn(3, 6, aligned.width, generator=torch.Generator().manual_seed(seed))
     moved = aligned.steer(states, alpha=2.0, mode="gate", budget=budget)
     for before, after in zip(states, moved):
         scores = aligned.score(before)
-        high = scores > min(scores.mean().item(), TOKEN_MARGIN)
-        chosen = high & bool(aligned.prompt_score(before) > aligned.threshold(budget))
-        assert torch.equal(after[~chosen], before[~chosen])
-        if chosen.any():
-            landed = torch.cat([land(token.unsqueeze(0) + 2.0 * aligned.vector(("global",)), aligned.bank) for token in before[chosen]])
-            assert torch.allclose(after[chosen], landed, atol=1e-3)
+        landed = torch.cat([land(token.unsqueeze(0) + 2.0 * aligned.vector(("global",)), aligned.bank) for token in before])
+        expected = before
+        if aligned.prompt_score(before) > aligned.threshold(budget):
+            for margin in TOKEN_MARGINS:
+                expected = torch.where((scores > min(scores.mean().item(), margin)).unsqueeze(-1), landed, before)
+                if aligned.prompt_score(expected) <= 0:
+                    break
+        same = (expected == before).all(-1)
+        assert torch.equal(after[same], before[same]) and torch.allclose(after, expected, atol=1e-3)
+
+
+def test_a_prompt_that_stays_unsafe_loses_more_of_its_tokens(aligned):
+    """What scores too low for the first margin moves where the rest is not enough."""
+    states = aligned.center + 3 * torch.randn(200, 8, aligned.width, generator=torch.Generator().manual_seed(1))
+    first = [(score > min(score.mean().item(), TOKEN_MARGINS[0])).sum().item() for score in aligned.score(states)]
+    flagged = aligned.flagged(states, 0.2)
+    count = (aligned.steer(states, mode="gate", budget=0.2) != states).any(-1).sum(-1)
+    more = count > torch.tensor(first)
+    assert 0 < (more & flagged).sum() < flagged.sum() and not count[~flagged].any()
 
 
 def test_project_is_one_sided(planted, aligned):
