@@ -108,8 +108,8 @@ def sheet(run: Path, path: Path, zoom: int = 3, columns: int = 11) -> None:
 
 
 RUNS: dict[str, dict[str, Any]] = {
-    "gate": {"modes": ["gate"], "vary": {"load.direction": [SHIPPED, "native", "random"], "apply.budget": [0.01, 0.05, 0.1]}},
-    "strong": {"modes": ["gate"], "alphas": [8.0], "vary": {"load.direction": [SHIPPED], "apply.budget": [0.1]}},
+    "gate": {"modes": ["gate"], "vary": {"load.direction": [SHIPPED, "native", "random"], "apply.budget": [0.01, 0.05, 0.2]}},
+    "strong": {"modes": ["gate"], "alphas": [8.0], "vary": {"load.direction": [SHIPPED], "apply.budget": [0.2]}},
     "add": {"modes": ["add"], "alphas": [8.0], "vary": {"load.direction": [SHIPPED, "native", "random"]}},
     "category": {"modes": ["gate"], "categories": ["violence", "disturbing"], "vary": {"apply.budget": [0.05]}},
 }

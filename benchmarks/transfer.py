@@ -7,7 +7,8 @@ the prompt score; `order_by_pooled_score`: by the reader on pooled states), `cos
 agreement with the native direction (learned on the target from the training pairs), `tpr1` and
 `tpr5` the unsafe halves found at 1% and 5% false positives on fresh benign prompts and held-out safe halves.
 `native` is the plain mean difference and a logistic regression on pooled states; `native, aligned` is what the pack
-would make of a native direction, token scores and categories included. `--split fresh` measures on themes that were
+would make of a native direction, token scores and categories included. `flagged_mentions` is the share of harmless prompts
+that name something unsafe which the budget flags. `--split fresh` measures on themes that were
 written after everything was chosen.
 """
 
@@ -46,7 +47,8 @@ def measure(source: str, target: str, methods: Sequence[str] = METHODS, split: s
     train, held = read_pairs(split="train"), read_pairs(split=split)
     fresh = [a.prompt for a in read_anchors(split="held_out")]
     anchors = list(direction.anchor_prompts)
-    groups = [anchors, [p.safe for p in train], [p.unsafe for p in train], [p.safe for p in held], [p.unsafe for p in held], fresh]
+    named = [a.prompt for a in read_anchors(split="mention_held_out")]
+    groups = [anchors, [p.safe for p in train], [p.unsafe for p in train], [p.safe for p in held], [p.unsafe for p in held], fresh, named]
     states = target_states(target, [prompt for group in groups for prompt in group])
     parts, at = [], 0
     for group in groups:
@@ -87,7 +89,7 @@ def measure(source: str, target: str, methods: Sequence[str] = METHODS, split: s
                      "cosine": cosine(native_aligned.vectors[names.index(name)], native, dim=0).item(),
                      "tpr1": _found(benign_scores, unsafe_scores, 0.01), "tpr5": _found(benign_scores, unsafe_scores, 0.05)})  # fmt: skip
         # The reader is regressed on the target whatever the map, so one method's scores are all methods'.
-        scores = [torch.stack([next(iter(candidates.values())).prompt_score(s, name) for s in part]) for part in (parts[3], parts[4], parts[5])]
+        scores = [torch.stack([next(iter(candidates.values())).prompt_score(s, name) for s in part]) for part in parts[3:]]
         for method, aligned in candidates.items():
             index = aligned.names.index(name)
             benign_scores, unsafe_scores = torch.cat([scores[0], scores[2]]), scores[1][pick]
@@ -101,6 +103,7 @@ def measure(source: str, target: str, methods: Sequence[str] = METHODS, split: s
                 "flagged_fresh_benign": (scores[2] > threshold).float().mean().item(),
                 "flagged_held_out_safe_halves": (scores[0] > threshold).float().mean().item(),
                 "flagged_unsafe": (unsafe_scores > threshold).float().mean().item(),
+                "flagged_mentions": (scores[3] > threshold).float().mean().item(),
             })  # fmt: skip
     return rows
 
@@ -114,7 +117,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=Path(__file__).parent / "transfer.json")
     args = parser.parse_args()
     rows = [row for source in args.sources for target in args.targets for row in measure(source, target, split=args.split)]
-    columns = ("order", "order_by_score", "order_by_pooled_score", "cosine", "tpr1", "tpr5", "flagged_fresh_benign", "flagged_held_out_safe_halves", "flagged_unsafe")
+    columns = ("order", "order_by_score", "order_by_pooled_score", "cosine", "tpr1", "tpr5", "flagged_fresh_benign", "flagged_held_out_safe_halves", "flagged_mentions", "flagged_unsafe")
     print(f"{'target':14}{'category':13}{'method':15}" + "".join(f"{c.replace('flagged_', 'flag_').replace('order_by_', 'by_')[:13]:>14}" for c in columns))
     for row in rows:
         cells = "".join(f"{row[c]:14.3f}" if c in row else f"{'-':>14}" for c in columns)
