@@ -45,6 +45,8 @@ def gate(states: Tensor, aligned: "AlignedDirection", names: tuple[str, ...], al
     out, moved = states.clone(), torch.zeros_like(content)
     for margin in TOKEN_MARGINS:
         chosen = content & left.unsqueeze(-1) & ~moved & (marks > mean.clamp(max=margin))
+        if not chosen.any():
+            continue
         out[chosen] = land(states[chosen] + shift, bank)
         moved = moved | chosen
         left = left & (torch.stack([aligned.prompt_score(out, name, content) for name in names]).amax(0) > 0)
