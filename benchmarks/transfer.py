@@ -117,7 +117,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=Path(__file__).parent / "transfer.json")
     args = parser.parse_args()
     rows = [row for source in args.sources for target in args.targets for row in measure(source, target, split=args.split)]
-    columns = ("order", "order_by_score", "order_by_pooled_score", "cosine", "tpr1", "tpr5", "flagged_fresh_benign", "flagged_held_out_safe_halves", "flagged_mentions", "flagged_unsafe")
+    columns = ("order", "order_by_score", "order_by_pooled_score", "cosine", "tpr1", "tpr5",
+               "flagged_fresh_benign", "flagged_held_out_safe_halves", "flagged_mentions", "flagged_unsafe")  # fmt: skip
     print(f"{'target':14}{'category':13}{'method':15}" + "".join(f"{c.replace('flagged_', 'flag_').replace('order_by_', 'by_')[:13]:>14}" for c in columns))
     for row in rows:
         cells = "".join(f"{row[c]:14.3f}" if c in row else f"{'-':>14}" for c in columns)
