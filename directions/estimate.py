@@ -56,7 +56,8 @@ def estimate(
         ValueError: too few pairs or anchors, or a layer that the model does not have.
     """
     pairs, anchors = list(pairs), list(dict.fromkeys(anchors))
-    mentions = [prompt for prompt in dict.fromkeys(mentions) if prompt not in set(anchors)]
+    known = set(anchors)
+    mentions = [prompt for prompt in dict.fromkeys(mentions) if prompt not in known]
     if len(pairs) < 8 or len(anchors) < 16:
         raise ValueError(f"{len(pairs)} pairs and {len(anchors)} anchors are too few: at least 8 and 16 are needed")
     depth = model.config.get_text_config().num_hidden_layers
