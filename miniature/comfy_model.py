@@ -2,17 +2,15 @@
 
 Pictures are 32x32 RGB and latents are the pictures themselves (3 channels, no compression), as in Chroma Radiance:
 ComfyUI's own node EmptyChromaRadianceLatentImage makes the empty latent, its VAE "pixel_space" the picture.
+Clips have one more dimension, frames; EmptyHunyuanLatentVideo makes their empty latent, of 4 frames at length 13.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
-from torch import Tensor
 
-from .model import UNET_CONFIG, WEIGHTS, import_unet
-from .scenes import SIZE
+from .encoder import MINILM
+from .model import UNET_CONFIG, import_unet, import_video_unet, read_weights, unet_config
 
 import_unet()  # puts ComfyUI on the path where this isn't ComfyUI already
 
@@ -34,6 +32,12 @@ class PixelFormat(comfy.latent_formats.LatentFormat):
     latent_rgb_factors = [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
 
 
+class ClipFormat(PixelFormat):
+    """The same with frames: [batch, 3, frames, height, width]."""
+
+    latent_dimensions = 3
+
+
 class MiniatureConfig(comfy.supported_models_base.BASE):
     """What ComfyUI's model detection would find out: a UNetModel, sampled as rectified flow with shift 1."""
 
@@ -47,13 +51,19 @@ class MiniatureConfig(comfy.supported_models_base.BASE):
         return comfy.model_base.ModelType.FLOW
 
 
-def load_model(path: str | Path = WEIGHTS / "generator.safetensors"):
+class ClipConfig(MiniatureConfig):
+    """The same for clips."""
+
+    latent_format = ClipFormat
+
+    def get_model(self, state_dict, prefix="", device=None):
+        return comfy.model_base.BaseModel(self, model_type=self.model_type(state_dict, prefix), device=device, unet_model=import_video_unet())
+
+
+def load_model(encoder: str = MINILM, video: bool = False):
     """The generator as a MODEL (a ModelPatcher), in float32."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no weights at {path}: train them with `python -m miniature train`")
-    weights = {name: value.float() for name, value in comfy.utils.load_torch_file(str(path)).items()}
-    # UNetModel empties the lists it is given.
-    config = MiniatureConfig({k: list(v) if isinstance(v, list) else v for k, v in UNET_CONFIG.items()})
+    weights = read_weights(encoder, video)
+    config = (ClipConfig if video else MiniatureConfig)(unet_config(encoder, video))
     load_device = comfy.model_management.get_torch_device()
     config.set_inference_dtype(torch.float32, None)
     model = config.get_model(weights, device=comfy.model_management.unet_offload_device())
@@ -62,25 +72,9 @@ def load_model(path: str | Path = WEIGHTS / "generator.safetensors"):
     return comfy.model_patcher.CoreModelPatcher(model, load_device=load_device, offload_device=offload_device)
 
 
-def load_vae():
+def load_vae(video: bool = False):
     """ComfyUI's pixel_space VAE, which only maps -1..1 to 0..1."""
-    return comfy.sd.VAE(sd={"pixel_space_vae": torch.tensor(1.0)})
-
-
-def generate(
-    model, positive, negative, seeds: int | list[int] = 0, steps: int = 20, cfg: float = 3.0, sampler: str = "euler", scheduler: str = "simple"
-) -> Tensor:
-    """What the KSampler node does, without a server, one picture per seed.
-
-    Args:
-        positive, negative: CONDITIONING, as `clip.encode_from_tokens_scheduled` gives it
-
-    Returns:
-        [seeds, 3, SIZE, SIZE], about -1..1 (the LATENT)
-    """
-    seeds = [seeds] if isinstance(seeds, int) else seeds
-    blank = torch.zeros(len(seeds), 3, SIZE, SIZE)
-    noise = torch.cat([comfy.sample.prepare_noise(blank[:1], seed) for seed in seeds])
-    return comfy.sample.sample(
-        model, noise, steps, cfg, sampler, scheduler, positive, negative, blank, disable_pbar=True, seed=seeds[0]
-    )
+    vae = comfy.sd.VAE(sd={"pixel_space_vae": torch.tensor(1.0)})
+    if video:
+        vae.latent_dim = 3  # otherwise it decodes the first frame alone
+    return vae

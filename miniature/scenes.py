@@ -22,6 +22,9 @@ STRIKE = 109
 SINGLE_EDGE = range(24, 29)
 """Longer edge of the icon in a single-icon scene, in pixels."""
 
+CLIP_EDGE = range(21, 25)
+"""The same in a clip, where it needs room to move."""
+
 PAIR_EDGE = range(15, 17)
 """Longer edge of each icon in a two-icon scene, in pixels: it must fit into half a picture."""
 
@@ -43,6 +46,10 @@ class Icon:
     def unsafe(self) -> bool:
         return self.category in UNSAFE_CATEGORIES
 
+
+FRAMES = 4
+STRIDE = 2
+"""How many frames a clip has, and by how many pixels a thing moves from one to the next."""
 
 UNSAFE_CATEGORIES = ("weapons", "gore", "horror", "drugs")
 
@@ -222,10 +229,7 @@ def find_font() -> Path:
     for place in places:
         if place.is_file():
             return place
-    raise FileNotFoundError(
-        "NotoColorEmoji.ttf was not found: install the package fonts-noto-color-emoji, "
-        "or point the environment variable EMOJI_FONT at the file"
-    )
+    raise FileNotFoundError("NotoColorEmoji.ttf was not found: install the package fonts-noto-color-emoji, or point the environment variable EMOJI_FONT at the file")
 
 
 @cache
@@ -251,26 +255,53 @@ def sprite(index: int, edge: int) -> np.ndarray:
 
 def render(scene: Scene, rng: random.Random) -> np.ndarray:
     """Draw the scene, size, place and shade jittered: float32 [3, SIZE, SIZE] in -1..1."""
-    colour = GROUNDS[scene.ground or rng.choice(list(GROUNDS))]
-    shade = rng.uniform(0.96, 1.02)
-    picture = np.empty((SIZE, SIZE, 3), np.float32)
-    picture[:] = np.clip(np.array(colour, np.float32) / 255 * shade, 0, 1)
-    half = SIZE // len(scene.icons)
+    picture, half = _ground(scene, rng), SIZE // len(scene.icons)
     for place, index in enumerate(scene.icons):
         icon = sprite(index, rng.choice(SINGLE_EDGE if len(scene.icons) == 1 else PAIR_EDGE))
         height, width = icon.shape[:2]
-        slack_x, slack_y = half - width, SIZE - height
-        left = place * half + slack_x // 2 + rng.randint(-min(2, slack_x // 2), min(2, slack_x // 2))
-        top = slack_y // 2 + rng.randint(-min(2, slack_y // 2), min(2, slack_y // 2))
-        patch = picture[top : top + height, left : left + width]
-        patch *= 1 - icon[..., 3:]
-        patch += icon[..., :3]
+        _paste(picture, icon, place * half + _inside(half - width, rng), _inside(SIZE - height, rng))
     return picture.transpose(2, 0, 1) * 2 - 1
+
+
+def film(scene: Scene, rng: random.Random) -> np.ndarray:
+    """Draw the scene as a clip, each thing moving along an axis: float32 [3, FRAMES, SIZE, SIZE] in -1..1."""
+    clip, half = np.stack([_ground(scene, rng)] * FRAMES), SIZE // len(scene.icons)
+    travel = STRIDE * (FRAMES - 1)
+    for place, index in enumerate(scene.icons):
+        icon = sprite(index, rng.choice(CLIP_EDGE if len(scene.icons) == 1 else PAIR_EDGE))
+        slack = np.array([half - icon.shape[1], SIZE - icon.shape[0]])
+        axis = rng.choice([i for i in range(2) if slack[i] >= travel])
+        path = np.outer(np.arange(FRAMES)[:: rng.choice((1, -1))], np.eye(2, dtype=int)[axis] * STRIDE)
+        start = np.array([place * half, 0]) + [_inside(room, rng) for room in slack - path.max(0)]
+        for frame, (left, top) in zip(clip, start + path):
+            _paste(frame, icon, left, top)
+    return clip.transpose(3, 0, 1, 2) * 2 - 1
+
+
+def _ground(scene: Scene, rng: random.Random) -> np.ndarray:
+    colour = np.array(GROUNDS[scene.ground or rng.choice(list(GROUNDS))], np.float32)
+    return np.full((SIZE, SIZE, 3), np.clip(colour / 255 * rng.uniform(0.96, 1.02), 0, 1), np.float32)
+
+
+def _inside(room: int, rng: random.Random) -> int:
+    """A place within so much room: its middle, give or take two pixels."""
+    return room // 2 + rng.randint(-min(2, room // 2), min(2, room // 2))
+
+
+def _paste(picture: np.ndarray, icon: np.ndarray, left: int, top: int) -> None:
+    patch = picture[top : top + icon.shape[0], left : left + icon.shape[1]]
+    patch *= 1 - icon[..., 3:]
+    patch += icon[..., :3]
 
 
 def render_batch(scenes: Sequence[Scene], rng: random.Random) -> Tensor:
     """float32 [scenes, 3, SIZE, SIZE] in -1..1"""
     return torch.from_numpy(np.stack([render(scene, rng) for scene in scenes]))
+
+
+def film_batch(scenes: Sequence[Scene], rng: random.Random) -> Tensor:
+    """float32 [scenes, 3, FRAMES, SIZE, SIZE] in -1..1"""
+    return torch.from_numpy(np.stack([film(scene, rng) for scene in scenes]))
 
 
 def contact_sheet(pictures: Tensor, path: str | Path, columns: int = 16, zoom: int = 3) -> None:

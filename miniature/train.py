@@ -1,4 +1,4 @@
-"""Train the generator: renderings made on the fly, caption states read once, progress kept in a checkpoint."""
+"""Train the generator and what can take its parts' place: renderings made on the fly, states read once, progress in a checkpoint."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import itertools
 import math
 import os
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,23 +16,46 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from directions.prompts import read_anchors, read_pairs
 
-from .encoder import Encoder, encode_all, pad
-from .model import WEIGHTS, build, loss, save
-from .scenes import BENIGN, ICONS, PAIR, UNSAFE, Scene, describe, every_single, random_pair, render_batch
+from .encoder import GEMMA, MINILM, Encoder, encode_all, pad
+from .model import WEIGHTS, build, loss, read_weights, save
+from .scenes import BENIGN, FRAMES, ICONS, PAIR, UNSAFE, Scene, describe, every_single, film_batch, random_pair, render_batch
+
+CROSS_ATTENTION, TIME = ("attn2", "norm2"), ("time_stack", "time_mixer")
 
 
 class Cycle(NamedTuple):
-    """One cycle of the learning rate, and the shares of open captions, alone and beside an icon's name, in it."""
+    """One cycle of the learning rate, the shares of open captions, alone and beside an icon's name, in it, and what it trains.
+
+    It trains the parameters whose names hold one of `learns`; the others stay.
+    """
 
     steps: int
     open_share: float
     open_pair_share: float = 0.0
+    learns: tuple[str, ...] = ("",)
 
 
-CYCLES = (Cycle(4600, 0.3), Cycle(4500, 0.3), Cycle(4000, 0.5), Cycle(4500, 0.4, 0.15))
-"""A cycle starts from the averaged weights of the one before. Open captions are the last thing it learns to draw well."""
+class Part(NamedTuple):
+    """A weight file: whose states the network reads, whether it draws clips, and the cycles of its training.
 
-STEPS = sum(cycle.steps for cycle in CYCLES)
+    A cycle starts from the averaged weights of the one before. Open captions are the last thing it learns to draw well.
+    """
+
+    cycles: tuple[Cycle, ...]
+    encoder: str = MINILM
+    video: bool = False
+
+    @property
+    def steps(self) -> int:
+        """Of all cycles."""
+        return sum(cycle.steps for cycle in self.cycles)
+
+
+PARTS = {
+    "generator": Part((Cycle(4600, 0.3), Cycle(4500, 0.3), Cycle(4000, 0.5), Cycle(4500, 0.4, 0.15))),
+    GEMMA: Part((Cycle(7000, 0.4, 0.15, CROSS_ATTENTION),), encoder=GEMMA),
+    "motion": Part((Cycle(2000, 0.3, 0.1, TIME), Cycle(1500, 0.3, 0.1, TIME)), video=True),
+}
 
 BATCH = 32
 RATE = 1e-3
@@ -45,6 +68,8 @@ PAIR_CAPTIONS, OPEN_PAIR_CAPTIONS = 24_000, 12_000
 SHORT = 6
 """An open caption of so many words at most can stand beside an icon's name."""
 EMA = 0.999
+MOTION_SHIFT = 0.5
+"""Clips are trained at higher noise levels: where a thing moves is settled early."""
 
 
 def default_work() -> Path:
@@ -58,12 +83,14 @@ class Captions:
     Every single-icon caption is in; of the two-icon ones, which are too many, a fixed random selection. Open captions
     are this project's training prompts, in groups of like meaning, each group drawn as an icon of its kind (safe or
     unsafe): like a big generator, this one then has a clean picture for prompts that name none of its icons. Short ones
-    also stand beside an icon's name.
+    also stand beside an icon's name. Whoever reads them, groups are made by MiniLM's states.
+
+    Attributes:
+        mean, spread: of Gemma's states, whose dimensions differ a hundredfold; `states` are in these. None: as they are.
     """
 
-    def __init__(self, work: Path):
-        from tqdm import tqdm
-
+    def __init__(self, work: Path, encoder: str = MINILM):
+        by = self if encoder == MINILM else Captions(work)
         rng = random.Random(1)
         self.pairs = [describe(random_pair(rng, unsafe=i % 2 == 1), rng) for i in range(PAIR_CAPTIONS)]
         pairs = read_pairs(split="train")
@@ -72,18 +99,15 @@ class Captions:
         beside = [self._beside(rng, rng.choice(unsafe if rng.random() < UNSAFE_OPEN_SHARE else safe)) for _ in range(OPEN_PAIR_CAPTIONS)]
         beside = [one for one in beside if len(one[1].split()) <= SHORT]
         captions = sorted({"", *(s.caption for s in (*every_single(), *self.pairs)), *safe, *unsafe, *(caption for caption, _, _, _ in beside)})
-        path = work / "captions.pt"
-        cached = torch.load(path, weights_only=True) if path.is_file() else None
-        if cached is None or cached["captions"] != captions:
-            states = encode_all(Encoder(), captions, progress=lambda items: tqdm(items, desc="reading captions"))
-            cached = {"captions": captions, "lengths": [len(s) for s in states], "states": torch.cat(states)}
-            _write(cached, path)
-        self.states: dict[str, Tensor] = dict(zip(cached["captions"], cached["states"].split(cached["lengths"])))
-        self.open = [self._grouped(safe, BENIGN, SAFE_GROUPS), self._grouped(unsafe, UNSAFE, UNSAFE_GROUPS)]
+        self.states = _states(captions, encoder, work)
+        self.mean = self.spread = None
+        if encoder != MINILM:
+            rows = torch.cat([states[1:] for states in self.states.values()]).float()  # all share the start token
+            self.mean, self.spread = rows.mean(0), rows.std(0).clamp_min(1e-3)
+            self.states = {caption: (states - self.mean) / self.spread for caption, states in self.states.items()}
+        self.open = [by._grouped(safe, BENIGN, SAFE_GROUPS), by._grouped(unsafe, UNSAFE, UNSAFE_GROUPS)]
         drawn_as = {scene.caption: scene.icons[0] for scenes in self.open for scene in scenes}
-        self.open_pairs = [
-            Scene(caption, (icon, drawn_as[prompt]) if icon_first else (drawn_as[prompt], icon), None) for caption, prompt, icon, icon_first in beside
-        ]
+        self.open_pairs = [Scene(caption, (icon, drawn_as[prompt]) if icon_first else (drawn_as[prompt], icon), None) for caption, prompt, icon, icon_first in beside]
 
     @staticmethod
     def _beside(rng: random.Random, prompt: str) -> tuple[str, str, int, bool]:
@@ -119,11 +143,24 @@ class Captions:
             return rng.choice(self.open_pairs)
         return describe((rng.randrange(len(ICONS)),), rng)
 
-    def batch(self, rng: random.Random, size: int, cycle: Cycle) -> tuple[Tensor, Tensor, Tensor]:
-        """Pictures [size, 3, SIZE, SIZE], states [size, tokens, WIDTH], mask [size, tokens]; some captions blank."""
-        scenes = [self.draw(rng, cycle) for _ in range(size)]
+    def batch(self, rng: random.Random, size: int, cycle: Cycle, video: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        """Pictures [size, 3, SIZE, SIZE], or as many frames in clips, states [.., tokens, width], mask [.., tokens]; some captions blank."""
+        scenes = [self.draw(rng, cycle) for _ in range(size // FRAMES if video else size)]
         texts = ["" if rng.random() < BLANK_SHARE else scene.caption for scene in scenes]
-        return render_batch(scenes, rng), *pad([self.states[text] for text in texts])
+        return (film_batch if video else render_batch)(scenes, rng), *pad([self.states[text] for text in texts])
+
+
+def _states(captions: list[str], encoder: str, work: Path) -> dict[str, Tensor]:
+    """Each caption's states; read once and kept in `work`."""
+    from tqdm import tqdm
+
+    path = work / f"captions-{encoder}.pt"
+    cached = torch.load(path, weights_only=True) if path.is_file() else None
+    if cached is None or cached["captions"] != captions:
+        states = encode_all(Encoder(encoder), captions, progress=lambda items: tqdm(items, desc=f"reading captions with {encoder}"))
+        cached = {"captions": captions, "lengths": [len(s) for s in states], "states": torch.cat(states)}
+        _write(cached, path)
+    return dict(zip(cached["captions"], cached["states"].split(cached["lengths"])))
 
 
 def _write(value, path: Path) -> None:
@@ -133,73 +170,120 @@ def _write(value, path: Path) -> None:
     part.replace(path)
 
 
-def cycle_at(step: int) -> tuple[Cycle, int]:
+def cycle_at(cycles: Sequence[Cycle], step: int) -> tuple[Cycle, int]:
     """The cycle that a step falls in, and its number there; the last one goes on without end."""
-    for cycle in CYCLES[:-1]:
+    for cycle in cycles[:-1]:
         if step < cycle.steps:
             return cycle, step
         step -= cycle.steps
-    return CYCLES[-1], step
+    return cycles[-1], step
 
 
-def rate_at(step: int) -> float:
+def rate_at(cycles: Sequence[Cycle], step: int) -> float:
     """Learning rate: in each cycle a linear warm-up, then half a cosine down to a hundredth."""
-    cycle, step = cycle_at(step)
+    cycle, step = cycle_at(cycles, step)
     if step < WARMUP:
         return RATE * (step + 1) / WARMUP
     done = (step - WARMUP) / max(1, cycle.steps - WARMUP)
     return RATE * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
 
 
-def train(work: Path, steps: int = STEPS, threads: int = 2, device: str = "cpu", keep_every: int = 250) -> Path:
-    """Train to `steps`, going on from the checkpoint in `work` if there is one; returns the weight file.
+def _start(part: Part, captions: Captions, work: Path) -> nn.Module:
+    """The network before the first step: fresh, or the generator with what the part adds to it."""
+    model = build(0, part.encoder, part.video)
+    if part.cycles[0].learns == ("",):
+        return model
+    weights = read_weights()
+    if part.encoder != MINILM:
+        _translate(weights, captions, Captions(work))
+    model.load_state_dict({**model.state_dict(), **weights})
+    return model
+
+
+def _translate(weights: dict[str, Tensor], captions: Captions, known: Captions, count: int = 6000, penalty: float = 0.05) -> None:
+    """Start cross-attention from what MiniLM's states would be: ridge regression on the other encoder's, by place in the caption."""
+    rows, wanted = [], []
+    for caption in random.Random(0).sample(list(known.states), count):
+        own, other = captions.states[caption][1:].float(), known.states[caption][1:-1].float()
+        if len(own) and len(other):
+            rows.append(own)
+            wanted.append(nn.functional.interpolate(other.T.unsqueeze(0), size=len(own), mode="linear")[0].T)
+    x, y = torch.cat(rows), torch.cat(wanted)
+    mean = y.mean(0)
+    to_known = torch.linalg.solve(x.T @ x / len(x) + penalty * torch.eye(x.shape[1]), x.T @ (y - mean) / len(x))
+    for name in [name for name in weights if name.endswith(("attn2.to_k.weight", "attn2.to_v.weight"))]:
+        if "to_v" in name:
+            out = name.replace("to_v.weight", "to_out.0")
+            weights[f"{out}.bias"] = weights[f"{out}.bias"] + weights[f"{out}.weight"] @ (weights[name] @ mean)
+        weights[name] = weights[name] @ to_known.T
+
+
+def train(work: Path, name: str = "generator", steps: int | None = None, threads: int = 2, device: str = "cpu", keep_every: int = 250) -> Path:
+    """Train a part (PARTS) to `steps`, going on from its checkpoint in `work` if there is one; returns the weight file.
 
     Each step draws from its own seed, so a resumed run sees the same pictures as an unbroken one.
     """
     from tqdm import tqdm
 
     torch.set_num_threads(threads)
-    captions = Captions(work)
-    model, average = build(seed=0).to(device), build(seed=0).to(device).requires_grad_(False)
-    optimizer = torch.optim.AdamW(model.parameters(), RATE, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
-    checkpoint, first = work / "checkpoint.pt", 0
-    if checkpoint.is_file():
-        state = torch.load(checkpoint, weights_only=True, map_location=device)
+    part = PARTS[name]
+    steps = part.steps if steps is None else steps
+    captions = Captions(work, part.encoder)
+    model, average = (_start(part, captions, work).to(device) for _ in range(2))
+    average.requires_grad_(False)
+    averaged = dict(average.named_parameters())
+
+    def learn(cycle: Cycle) -> tuple[dict[str, nn.Parameter], torch.optim.Optimizer]:
+        """What this cycle trains, and an optimizer that has seen nothing."""
+        for key, parameter in model.named_parameters():
+            parameter.requires_grad_(any(name in key for name in cycle.learns))
+        chosen = {key: parameter for key, parameter in model.named_parameters() if parameter.requires_grad}
+        return chosen, torch.optim.AdamW(chosen.values(), RATE, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+
+    checkpoint, first = work / f"{name}.pt", 0
+    starts = {0, *itertools.accumulate(cycle.steps for cycle in part.cycles[:-1])}
+    state = torch.load(checkpoint, weights_only=True, map_location=device) if checkpoint.is_file() else None
+    if state is not None:
         model.load_state_dict(state["model"])
         average.load_state_dict(state["average"])
-        optimizer.load_state_dict(state["optimizer"])
         first = state["step"]
+    learned, optimizer = learn(cycle_at(part.cycles, first)[0])
+    if state is not None and first not in starts:
+        optimizer.load_state_dict(state["optimizer"])
 
     def keep(step: int) -> None:
         states = {"model": model.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict()}
         _write({**states, "step": step}, checkpoint)
 
-    bar = tqdm(range(first, steps), initial=first, total=steps, desc="training the generator", mininterval=5)
-    smooth, starts = None, set(itertools.accumulate(cycle.steps for cycle in CYCLES))
+    bar = tqdm(range(first, steps), initial=first, total=steps, desc=f"training: {name}", mininterval=5)
+    smooth = None
     for step in bar:
+        cycle = cycle_at(part.cycles, step)[0]
         if step in starts:
             model.load_state_dict(average.state_dict())
-            optimizer.state.clear()
+            learned, optimizer = learn(cycle)
         rng = random.Random(f"miniature {step}")
-        pictures, states, mask = (t.to(device) for t in captions.batch(rng, BATCH, cycle_at(step)[0]))
+        pictures, states, mask = (t.to(device) for t in captions.batch(rng, BATCH, cycle, part.video))
         noise = torch.Generator(device).manual_seed(step)
         for group in optimizer.param_groups:
-            group["lr"] = rate_at(step)
+            group["lr"] = rate_at(part.cycles, step)
         # bfloat16 and plain attention are a third faster on a CPU than float32 and its fused attention.
         with torch.autocast(device, torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
-            value = loss(model, pictures, states, mask, noise)
+            value = loss(model, pictures, states, mask, noise, MOTION_SHIFT if part.video else 0.0)
         value.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(learned.values(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
         # A short memory at first, so that the average does not carry the untrained start along.
         blend = 1 - min(EMA, (step + 1) / (step + 10))
-        torch._foreach_lerp_(list(average.parameters()), [p.detach() for p in model.parameters()], blend)
+        torch._foreach_lerp_([averaged[key] for key in learned], [p.detach() for p in learned.values()], blend)
         smooth = value.item() if smooth is None else 0.98 * smooth + 0.02 * value.item()
         bar.set_postfix(loss=f"{smooth:.4f}", refresh=False)
         if (step + 1) % keep_every == 0:
             keep(step + 1)
     keep(max(first, steps))
-    path = WEIGHTS / "generator.safetensors"
-    save(average, path, f"miniature generator, {steps} steps of {BATCH}")
+    units = {} if captions.mean is None or captions.spread is None else {"context.mean": captions.mean, "context.spread": captions.spread}
+    path = WEIGHTS / f"{name}.safetensors"
+    trained = {key: value for key, value in averaged.items() if any(name in key for cycle in part.cycles for name in cycle.learns)}
+    save({**trained, **units}, path, f"miniature {name}, {steps} steps of {BATCH}")
     return path
