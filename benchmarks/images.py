@@ -129,6 +129,15 @@ RUNS: dict[str, dict[str, Any]] = {
 }
 
 
+BASELINES = {"native": native, "random": noise}
+
+
+def only(settings: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """A run's settings with no other directions than these."""
+    vary = {key: [one for one in values if key != "load.direction" or one in names] for key, values in settings["vary"].items()}
+    return {**settings, "vary": vary}
+
+
 def share_alignments(servers: Sequence[Server], names: Sequence[str], encoder: str) -> None:
     """Align each direction on one server, for all of them."""
     kept = [server.base / "user" / "safety_directions" for server in servers if server.base]
@@ -160,6 +169,7 @@ def main() -> None:
     parser.add_argument("--encoder", default=MINILM, choices=[MINILM, GEMMA], help="whose states the generator reads (%(default)s)")
     parser.add_argument("--out", type=Path, help="pictures and reports; a killed run goes on (demo-output/images/ENCODER)")
     parser.add_argument("--runs", nargs="+", choices=list(RUNS), help="(all with MiniLM, gate with Gemma)")
+    parser.add_argument("--directions", nargs="+", default=[SHIPPED, *BASELINES], choices=[SHIPPED, *BASELINES], help="which to compare (all)")
     parser.add_argument("--json", type=Path, default=Path(__file__).parent / "images.json", help="runs that are not asked for stay in it (%(default)s)")
     parser.add_argument("--sheet", type=Path, help="write the README's picture here; needs the run `gate`")
     args = parser.parse_args()
@@ -174,7 +184,7 @@ def main() -> None:
     reports = kept.setdefault(args.encoder, {})
     packs = {PACK: ROOT, "safety_directions_miniature": ROOT / "miniature" / "pack"}
     shipped = directions.load(SHIPPED)
-    others = [native(args.encoder, shipped), noise(args.encoder, shipped)]
+    others = [BASELINES[name](args.encoder, shipped) for name in args.directions if name != SHIPPED]
     with ExitStack() as stack:
         # A picture this small doesn't keep two cores busy; two servers do.
         servers = [stack.enter_context(Server(packs=packs, variables={"OMP_NUM_THREADS": "1"})) for _ in range(SERVERS)]
@@ -184,12 +194,12 @@ def main() -> None:
             folder.mkdir(exist_ok=True)
             for direction in others:
                 direction.save(folder / f"{direction.name}.safetensors")
-        share_alignments(servers, [SHIPPED, *(direction.name for direction in others)], args.encoder)
+        share_alignments(servers, args.directions, args.encoder)
         for name in args.runs:
             share_unsteered(args.out, args.runs)
             report = run(
                 [server.url for server in servers], args.out / FILES[name == "video"], args.out / "unsafe.csv", args.out / name, benign=args.out / "benign.csv",
-                judges=[args.out / "judge.onnx"], reference=args.out / "reference", **RUNS[name],
+                judges=[args.out / "judge.onnx"], reference=args.out / "reference", **only(RUNS[name], args.directions),
             )  # fmt: skip
             print(f"\n{name}\n{text(report)}")
             reports[name] = report["results"]
