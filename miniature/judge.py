@@ -180,7 +180,7 @@ def train(steps: int = 2000, batch: int = 64, threads: int = 2, device: str = "c
         schedule.step()
         bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
     judge = judge.cpu().eval()
-    save(judge, WEIGHT_FILE, f"miniature judge, {steps} steps of {batch}")
+    save(judge.state_dict(), WEIGHT_FILE, f"miniature judge, {steps} steps of {batch}")
     return judge
 
 

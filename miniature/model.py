@@ -227,7 +227,8 @@ def save(tensors: Mapping[str, Tensor], path: Path, note: str) -> None:
 
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
-    save_file({name: tensor.detach().half().contiguous() for name, tensor in tensors.items()}, part, metadata={"note": note})
+    half = {name: (value.detach().half() if value.is_floating_point() else value).contiguous() for name, value in tensors.items()}
+    save_file(half, part, metadata={"note": note})
     part.replace(path)
 
 
