@@ -23,12 +23,15 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Iterable, Sequence
 
+import numpy as np
+import torch
+
 import directions
 from demo.comfyui import PACK, ROOT, Server
 from directions.evaluate import UNSTEERED, run
 from miniature import judge
 from miniature.encoder import GEMMA, MINILM
-from miniature.scenes import BENIGN, ICONS, UNSAFE, Scene, describe, random_pair, render
+from miniature.scenes import BENIGN, ICONS, UNSAFE, Scene, describe, random_pair, render, render_batch
 
 from .baselines import native, noise
 
@@ -71,6 +74,26 @@ def _write(path: Path, rows: Iterable[Sequence[Any]]) -> None:
         csv.writer(stream).writerows([("prompt", "categories", "expected"), *rows])
 
 
+def ideal(replaced: bool) -> float:
+    """FID of the best that steering could do, rendered: of an unsafe thing alone some harmless thing, of two things the harmless
+    one alone, or with another harmless one in the unsafe one's place (`replaced`)."""
+    rng = random.Random("ideal")
+    drawn, wanted = scenes(), []
+    for scene in (*drawn["unsafe"], *drawn["two"]):
+        kept = [index for index in scene.icons if not ICONS[index].unsafe]
+        if not kept or (replaced and len(scene.icons) > len(kept)):
+            kept.append(rng.choice([index for index in BENIGN if index not in kept]))
+        wanted.append(describe(kept, rng))
+    looking = judge.load()
+    return judge.fid(*(judge.look(looking, pictures).features for pictures in (render_batch(wanted, rng), torch.from_numpy(reference()))))
+
+
+def reference() -> Any:
+    """What FID compares with, every harmless icon alone in turn: float32 [REFERENCE, 3, SIZE, SIZE] in -1..1"""
+    rng = random.Random("reference")
+    return np.stack([render(describe((BENIGN[number % len(BENIGN)],), rng), rng) for number in range(REFERENCE)])
+
+
 def prepare(out: Path, encoder: str) -> None:
     """The prompts, the workflows, the judge and the reference renderings that `evaluate` takes."""
     from PIL import Image
@@ -85,9 +108,7 @@ def prepare(out: Path, encoder: str) -> None:
     judge.export_onnx(judge.load(), out / "judge.onnx")
     folder = out / "reference"
     folder.mkdir(exist_ok=True)
-    rng = random.Random("reference")
-    for number in range(REFERENCE):
-        picture = render(describe((BENIGN[number % len(BENIGN)],), rng), rng)
+    for number, picture in enumerate(reference()):
         Image.fromarray(((picture.transpose(1, 2, 0) + 1) * 127.5).round().clip(0, 255).astype("uint8")).save(folder / f"{number:04}.png")
 
 
@@ -122,7 +143,7 @@ def sheet(run: Path, path: Path, zoom: int = 3, columns: int = 11) -> None:
 
 RUNS: dict[str, dict[str, Any]] = {
     "gate": {"modes": ["gate"], "vary": {"load.direction": [SHIPPED, "native", "random"], "apply.budget": [0.01, 0.05, 0.2]}},
-    "strong": {"modes": ["gate"], "alphas": [8.0], "vary": {"load.direction": [SHIPPED], "apply.budget": [0.2]}},
+    "strong": {"modes": ["gate"], "alphas": [10.0], "vary": {"load.direction": [SHIPPED], "apply.budget": [0.2]}},
     "add": {"modes": ["add"], "alphas": [8.0], "vary": {"load.direction": [SHIPPED, "native", "random"]}},
     "category": {"modes": ["gate"], "categories": ["violence", "disturbing"], "vary": {"apply.budget": [0.05]}},
     "video": {"modes": ["gate"], "vary": {"load.direction": [SHIPPED], "apply.budget": [0.05]}},
@@ -203,6 +224,8 @@ def main() -> None:
             )  # fmt: skip
             print(f"\n{name}\n{text(report)}")
             reports[name] = report["results"]
+    kept["ideal FID"] = {"the harmless thing alone": ideal(False), "another harmless thing beside it": ideal(True)}
+    print("\nFID of renderings of what steering should draw: " + ", ".join(f"{what} {value:.0f}" for what, value in kept["ideal FID"].items()))
     if args.sheet:
         sheet(args.out / "gate", args.sheet)
     args.json.write_text(json.dumps(kept, indent=1, default=lambda value: value._asdict()) + "\n", encoding="utf-8")

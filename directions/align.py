@@ -10,9 +10,10 @@ from torch import Tensor
 
 from .aligned import QUANTILES, AlignedDirection, combine, peak
 from .direction import GLOBAL, Direction
+from .steer import spacing
 
 HELD_OUT_EVERY = 10
-BANK_SIZE = 2048
+BANK_SIZE = 4096
 COMPONENTS = 256
 SMALL = 0.05  # of the largest singular value
 HALF = torch.finfo(torch.float16).max
@@ -200,11 +201,13 @@ def align(direction: Direction, states: Sequence[Tensor] | Tensor, method: str =
 
     steps = [(to_target(s + direction.vectors[name].to(dtype) / source_standard.spread) - to_target(s)).mean(0) for name in names]
     vectors = _separate(torch.stack(steps) * target_standard.spread, target).float()
+    bank = _bank(tokens, reading.center, reading.readers[0]).clamp(-HALF, HALF).half().unique(dim=0)
     return AlignedDirection(
         names=names,
         vectors=vectors,
         token_levels=_token_levels(tokens, vectors, reading.center),
-        bank=_bank(tokens, reading.center, reading.readers[0]).clamp(-HALF, HALF).half(),
+        bank=bank,
+        bank_spacing=spacing(bank),
         fit={"method": chosen, **fit[chosen], "tried": fit},
         direction={"name": direction.name, "source": direction.source.get("model", ""), "sha256": direction.fingerprint},
         **reading._asdict(),
@@ -289,6 +292,7 @@ class Reading(NamedTuple):
     readers: Tensor
     prompt_readers: Tensor
     center: Tensor
+    token_moments: Tensor
     peak_spread: Tensor
     prompt_moments: Tensor
     prompt_levels: Tensor
@@ -317,6 +321,7 @@ def read(tokens: Sequence[Tensor], pooled: Tensor, prompt_scores: Tensor, token_
     weights = torch.exp(wanted[:, 0].clamp(-TILT_RANGE, TILT_RANGE))
     standard, readers, crossed = _regress(torch.cat(list(tokens)), wanted, weights, fold.repeat_interleave(counts), TOKEN_PENALTY, dtype, own)
     spread = crossed.std(0).clamp_min(1e-12)
+    marks = combine(crossed / spread)
     peaks = torch.stack([peak(scores) for scores in (crossed / spread).split(counts[:plain].tolist())])
 
     wanted, weights = _standardised(prompt_scores.to(dtype), plain), torch.ones(len(pooled), dtype=dtype)
@@ -335,6 +340,7 @@ def read(tokens: Sequence[Tensor], pooled: Tensor, prompt_scores: Tensor, token_
         readers=(readers / spread).T.float().contiguous(),
         prompt_readers=(prompt_readers / pooled_spread).T.float().contiguous(),
         center=standard.mean.float(),
+        token_moments=torch.stack([marks.mean(), marks.std().clamp_min(1e-12)]).float(),
         peak_spread=peak_spread.float(),
         prompt_moments=torch.cat([moments, total.unsqueeze(0)]).float(),
         prompt_levels=torch.quantile(prompts, QUANTILES.to(dtype), dim=0).T.float().contiguous(),

@@ -42,12 +42,14 @@ class AlignedDirection:
         readers: [K, W]; (state - center) @ reader is a token's score in benign standard deviations.
         prompt_readers: [K, W]; the same for the mean of a prompt's tokens.
         center: [W], the mean benign token state.
+        token_moments: [2], mean and standard deviation over benign tokens of all names' readings together.
         peak_spread: [K], benign standard deviation of the mean of a prompt's TOP highest token scores.
         prompt_moments: [K + 1, 2], mean and standard deviation over benign prompts of each name's prompt reading,
             and of all of them together.
         prompt_levels: [K, Q], benign quantiles (QUANTILES) of the prompt score, each prompt left out of its own fit.
         token_levels: [K, Q], benign quantiles of the tokens' component along each unit vector.
         bank: [M, W], benign token states to land on.
+        bank_spacing: [M], how far apart they lie around each: the mean distance to its nearest others.
         fit: held-out figures: method, r2, top1, and the same for each method tried.
         direction: name, source and fingerprint of the direction that was aligned.
     """
@@ -57,11 +59,13 @@ class AlignedDirection:
     readers: Tensor
     prompt_readers: Tensor
     center: Tensor
+    token_moments: Tensor
     peak_spread: Tensor
     prompt_moments: Tensor
     prompt_levels: Tensor
     token_levels: Tensor
     bank: Tensor
+    bank_spacing: Tensor
     fit: Mapping[str, Any]
     direction: Mapping[str, Any]
 
@@ -76,10 +80,18 @@ class AlignedDirection:
         return self.center.shape[0]
 
     def score(self, states: Tensor, category: str | None = None) -> Tensor:
-        """Score tokens: [..., T, W] -> [..., T], in benign standard deviations; positive is unsafe."""
+        """Score tokens: [..., T, W] -> [..., T], in benign standard deviations; positive is unsafe.
+
+        Without a category (or for `global`) the global reading and the highest category's are added, as for a prompt.
+        """
         self._check(states)
-        reader = self.readers[self._index(category or GLOBAL)]
-        return (states.float() - self.center.to(states.device)) @ reader.to(states.device)
+        name = category or GLOBAL
+        readers = self.readers if name == GLOBAL else self.readers[self._index(name)].unsqueeze(0)
+        readings = (states.float() - self.center.to(states.device)) @ readers.to(states.device).T
+        if name != GLOBAL:
+            return readings[..., 0]
+        mean, spread = self.token_moments.to(readings)
+        return (combine(readings) - mean) / spread
 
     def prompt_score(self, states: Tensor, category: str | None = None, mask: Tensor | None = None) -> Tensor:
         """Score prompts: [..., T, W] -> [...], in benign standard deviations; positive is unsafe.
@@ -228,11 +240,13 @@ _SHAPES = {
     "readers": "KW",
     "prompt_readers": "KW",
     "center": "W",
+    "token_moments": "2",
     "peak_spread": "K",
     "prompt_moments": "P2",
     "prompt_levels": "KQ",
     "token_levels": "KQ",
     "bank": "MW",
+    "bank_spacing": "M",
 }
 
 
@@ -262,7 +276,7 @@ def unpack(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], file: str
         DirectionFormatError: numbers in `file` that would divide by zero or overflow.
     """
     named = {name: tensors[name] for name in _SHAPES}
-    if not min(named["peak_spread"].min(), named["prompt_moments"][:, 1].min()) >= SHORTEST / 2:
+    if not min(named["peak_spread"].min(), named["prompt_moments"][:, 1].min(), named["token_moments"][1], named["bank_spacing"].min()) >= SHORTEST / 2:
         raise files.DirectionFormatError(f"{file}: a benign spread is not positive")
     for name, tensor in named.items():
         if not tensor.abs().max() < LONGEST:

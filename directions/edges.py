@@ -7,12 +7,13 @@ everything behind the last such k, where padding isn't masked.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from .steer import nearest
+from .steer import nearest, spacing
 
 REST = 0
 MAX_ROLES = 8  # on each side
@@ -45,6 +46,11 @@ class EdgeBank:
         limit = torch.finfo(torch.float16).max
         return cls(prompts.clamp(-limit, limit).half(), states.clamp(-limit, limit).half(), varying)
 
+    @cached_property
+    def spacing(self) -> Tensor:
+        """[M], how far apart the prompts' means lie around each."""
+        return spacing(self.prompts)
+
     def land(self, states: Tensor, content: Tensor, positions: Mapping[int, Sequence[int]]) -> Tensor:
         """Move one prompt's edge states to those of the harmless prompts that its own tokens are nearest to.
 
@@ -59,7 +65,7 @@ class EdgeBank:
         out, limit = states.clone(), torch.finfo(states.dtype).max
         if not self.roles or not content.any():
             return out
-        weight, index = nearest(states[content].float().mean(0, keepdim=True), self.prompts.to(states.device))
+        weight, index = nearest(states[content].float().mean(0, keepdim=True), self.prompts.to(states.device), self.spacing.to(states.device))
         landed = (weight[0, :, None, None] * self.states.to(states.device)[index[0]].float()).sum(0)
         for role, target in zip(self.roles, landed):
             at = list(positions.get(role, ()))

@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING, Callable, Mapping
 import torch
 from torch import Tensor
 
+from .direction import SHORTEST
+
 if TYPE_CHECKING:
     from .aligned import AlignedDirection
 
 NEIGHBOURS = 4
 TOKEN_MARGINS = (1.25, 1.0, 0.75, 0.5, 0.25, 0.0)
 PART = 128  # bank states at a time
+AROUND, AT_ONCE = 10, 512
 
 
 def add(states: Tensor, aligned: "AlignedDirection", names: tuple[str, ...], alpha: float, budget: float, content: Tensor) -> Tensor:
@@ -41,13 +44,14 @@ def gate(states: Tensor, aligned: "AlignedDirection", names: tuple[str, ...], al
         return states
     marks = torch.stack([aligned.score(states, name) for name in names]).amax(0)
     mean = (marks * content).sum(-1, keepdim=True) / content.sum(-1, keepdim=True).clamp_min(1)
-    shift, bank = alpha * aligned.vector(names).to(states), aligned.bank.to(states.device)
+    shift = alpha * aligned.vector(names).to(states)
+    bank, around = aligned.bank.to(states.device), aligned.bank_spacing.to(states.device)
     out, moved = states.clone(), torch.zeros_like(content)
     for margin in TOKEN_MARGINS:
         chosen = content & left.unsqueeze(-1) & ~moved & (marks > mean.clamp(max=margin))
         if not chosen.any():
             continue
-        out[chosen] = land(states[chosen] + shift, bank)
+        out[chosen] = land(states[chosen] + shift, bank, around)
         moved = moved | chosen
         left = left & (torch.stack([aligned.prompt_score(out, name, content) for name in names]).amax(0) > 0)
         if not left.any():
@@ -55,22 +59,34 @@ def gate(states: Tensor, aligned: "AlignedDirection", names: tuple[str, ...], al
     return out
 
 
-def land(states: Tensor, bank: Tensor) -> Tensor:
+def land(states: Tensor, bank: Tensor, around: Tensor) -> Tensor:
     """Softmax average of the nearest bank states, so that what comes out looks like benign conditioning.
 
     Args:
-        states: [n, W]; bank: [M, W].
+        states: [n, W]; bank: [M, W]; around: [M], its spacing.
     """
     if len(states) == 0 or len(bank) == 0:
         return states
-    weight, index = nearest(states, bank)
+    weight, index = nearest(states, bank, around)
     return (weight.unsqueeze(-1) * bank[index].float()).sum(1).to(states)
 
 
-def nearest(states: Tensor, bank: Tensor) -> tuple[Tensor, Tensor]:
-    """The nearest bank states [M, W] of each state [n, W]: their softmax weights [n, k], the nearer the more, and indices [n, k]."""
-    near, index = _distances(states.float(), bank).topk(min(NEIGHBOURS, len(bank)), largest=False)
+def nearest(states: Tensor, bank: Tensor, around: Tensor) -> tuple[Tensor, Tensor]:
+    """The nearest bank states [M, W] of each state [n, W]: their softmax weights [n, k], the nearer the more, and indices [n, k].
+
+    Distances are measured in each bank state's spacing, `around` [M]. A few states in the middle of the crowd are the nearest ones
+    to almost anything ("hubs"; between two languages' words, arXiv 1710.04087), and all that is flagged would become the same.
+    """
+    near, index = (_distances(states.float(), bank) / around).topk(min(NEIGHBOURS, len(bank)), largest=False)
     return torch.softmax(-(near - near[:, :1]) / near.mean(1, keepdim=True).clamp_min(1e-6) * 8, dim=1), index
+
+
+def spacing(bank: Tensor) -> Tensor:
+    """How far apart the states of a bank [M, W] lie around each of them, [M]: the mean distance to its AROUND nearest others."""
+    if len(bank) < 2:
+        return torch.ones(len(bank))
+    near = [_distances(part.float(), bank).topk(min(AROUND + 1, len(bank)), largest=False).values[:, 1:] for part in bank.split(AT_ONCE)]
+    return torch.cat(near).mean(1).clamp_min(SHORTEST)
 
 
 def _distances(states: Tensor, bank: Tensor) -> Tensor:

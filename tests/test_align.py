@@ -5,6 +5,7 @@ import torch
 
 import directions
 from directions.align import COMPONENTS, METHODS, SHRINKAGE, cca, r2, ridge, svd, top1
+from directions.steer import AROUND
 
 
 def agreement(aligned, planted, name="global"):
@@ -110,6 +111,16 @@ def test_budgets_and_landing_know_no_mentions(mentioning):
     assert flagged[~mentioned].float().mean() < 0.08 and flagged[mentioned].float().mean() > 0.5
     own = {tuple(row.tolist()) for rows, one in zip(mentioning[1], mentioned) if not one for row in rows.half()}
     assert len(aligned.bank) > 400 and own.issuperset(tuple(row.tolist()) for row in aligned.bank)
+
+
+def test_a_bank_state_stands_once_and_knows_its_spacing(planted):
+    """Encoders give the same state for the same beginning, in many prompts."""
+    states = [torch.cat([planted.states[0][:1], rows]) for rows in planted.states]
+    aligned = directions.align(planted.direction, states)
+    bank = aligned.bank.float()
+    assert len({tuple(row.tolist()) for row in bank}) == len(bank) > 400
+    one = sorted(((bank - bank[7]).norm(dim=1)).tolist())[1 : AROUND + 1]
+    assert aligned.bank_spacing[7].item() == pytest.approx(sum(one) / AROUND, rel=1e-3)
 
 
 def test_where_mentions_stand_does_not_matter(mentioning):

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from directions.aligned import TOP, combine
-from directions.steer import MODES, TOKEN_MARGINS, land
+from directions.steer import MODES, TOKEN_MARGINS, land, spacing
 
 
 def test_positive_scores_are_unsafe(planted, aligned):
@@ -14,6 +14,14 @@ def test_positive_scores_are_unsafe(planted, aligned):
 def test_token_scores_are_in_benign_standard_deviations(planted, aligned):
     scores = aligned.score(torch.cat(planted.states))
     assert scores.std().item() == pytest.approx(1, abs=0.05)
+
+
+def test_a_token_score_adds_the_global_reading_and_the_highest_categorys(planted, aligned):
+    readings = (planted.unsafe - aligned.center) @ aligned.readers.T
+    mean, spread = aligned.token_moments
+    assert torch.allclose(aligned.score(planted.unsafe), (readings[:, 0] + readings[:, 1:].amax(1) - mean) / spread, atol=1e-4)
+    for column, name in enumerate(aligned.categories, 1):
+        assert torch.allclose(aligned.score(planted.unsafe, name), readings[:, column], atol=1e-4)
 
 
 @pytest.mark.parametrize("budget", [0.01, 0.05, 0.2])
@@ -92,7 +100,7 @@ def test_the_gate_does_what_its_definition_says_of_each_token(aligned, seed, bud
     moved = aligned.steer(states, alpha=2.0, mode="gate", budget=budget)
     for before, after in zip(states, moved):
         scores = aligned.score(before)
-        landed = torch.cat([land(token.unsqueeze(0) + 2.0 * aligned.vector(("global",)), aligned.bank) for token in before])
+        landed = torch.cat([land(token.unsqueeze(0) + 2.0 * aligned.vector(("global",)), aligned.bank, aligned.bank_spacing) for token in before])
         expected = before
         if aligned.prompt_score(before) > aligned.threshold(budget):
             for margin in TOKEN_MARGINS:
@@ -108,7 +116,7 @@ def test_a_prompt_that_stays_unsafe_loses_more_of_its_tokens(aligned):
     states = aligned.center + 3 * torch.randn(200, 8, aligned.width, generator=torch.Generator().manual_seed(1))
     first = [(score > min(score.mean().item(), TOKEN_MARGINS[0])).sum().item() for score in aligned.score(states)]
     flagged = aligned.flagged(states, 0.2)
-    count = (aligned.steer(states, mode="gate", budget=0.2) != states).any(-1).sum(-1)
+    count = (aligned.steer(states, alpha=1.0, mode="gate", budget=0.2) != states).any(-1).sum(-1)  # 5 would do with the first
     more = count > torch.tensor(first)
     assert 0 < (more & flagged).sum() < flagged.sum() and not count[~flagged].any()
 
@@ -150,8 +158,17 @@ def test_half_precision_does_not_overflow(planted, aligned):
 
 def test_landing_averages_the_nearest_bank_states():
     bank = torch.tensor([[0.0, 0.0], [1.0, 0.0], [100.0, 100.0]])
-    landed = land(torch.tensor([[99.0, 99.0]]), bank)
+    landed = land(torch.tensor([[99.0, 99.0]]), bank, torch.ones(3))
     assert torch.allclose(landed, bank[2:], atol=2.0)
+
+
+def test_states_from_everywhere_do_not_all_land_in_the_middle_of_the_crowd():
+    """In 64 dimensions a crowd's middle is nearer to any state of the crowd than the others are; its spacing says so."""
+    draw = torch.Generator().manual_seed(0)
+    bank = torch.cat([torch.randn(300, 64, generator=draw), 0.05 * torch.randn(4, 64, generator=draw)])
+    states = torch.randn(100, 64, generator=draw)
+    in_the_middle = [land(states, bank, by).norm(dim=1) < 1 for by in (torch.ones(len(bank)), spacing(bank))]
+    assert in_the_middle[0].float().mean() > 0.9 and not in_the_middle[1].any()
 
 
 @pytest.mark.parametrize(

@@ -22,11 +22,13 @@ def made_up(width: int, seed: int = 0, tokens: int = 0, categories: Sequence[str
     draw = torch.Generator().manual_seed(seed)
     names = ("global", *categories)
     levels = torch.linspace(-3, 3, len(aligned.QUANTILES)).expand(len(names), -1).contiguous()
+    bank = torch.randn(pack().directions.align.BANK_SIZE, width, generator=draw).half()
     slot = aligned.AlignedDirection(
         names=names, vectors=torch.randn(len(names), width, generator=draw), readers=torch.randn(len(names), width, generator=draw) / width**0.5,
-        prompt_readers=torch.randn(len(names), width, generator=draw) / width**0.5, center=torch.zeros(width), peak_spread=torch.ones(len(names)),
+        prompt_readers=torch.randn(len(names), width, generator=draw) / width**0.5, center=torch.zeros(width),
+        token_moments=torch.tensor([0.0, 1.0]), peak_spread=torch.ones(len(names)),
         prompt_moments=torch.tensor([[0.0, 1.0]] * (len(names) + 1)),
-        prompt_levels=levels, token_levels=levels * 20, bank=torch.randn(2048, width, generator=draw).half(), fit={"method": "ridge", "r2": 0.5, "top1": 0.5},
+        prompt_levels=levels, token_levels=levels * 20, bank=bank, bank_spacing=pack().directions.steer.spacing(bank), fit={"method": "ridge", "r2": 0.5, "top1": 0.5},
         direction={"name": "made-up", "source": "random", "sha256": "0" * 64},
     )  # fmt: skip
     encoder = pack().directions.encoder

@@ -63,11 +63,13 @@ def samples() -> list[tuple[int, Any]]:
         readers=torch.randn(2, width, generator=draw),
         prompt_readers=torch.randn(2, width, generator=draw),
         center=torch.randn(width, generator=draw),
+        token_moments=torch.ones(2),
         peak_spread=torch.ones(2),
         prompt_moments=torch.ones(3, 2),
         prompt_levels=QUANTILES.repeat(2, 1),
         token_levels=QUANTILES.repeat(2, 1),
         bank=torch.randn(2, width, generator=draw).half(),
+        bank_spacing=torch.ones(2),
         fit={"method": "svd", "r2": 0.5},
         direction={"name": "sample", "source": "sample", "sha256": "0"},
     )

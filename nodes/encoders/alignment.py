@@ -30,7 +30,7 @@ REPORT = 16
 PADDING_PROMPTS, PADDING_ROWS = 36, 24
 EDGE_PROMPTS = 1024  # anchors whose edge states are kept; about half of them score low enough to land on
 MEMORY, USUAL_TOKENS = 3 * 2**30, 12  # bytes of anchor states at a time; content tokens of an anchor
-FORMAT = 5  # of what is kept: named for the encoder itself
+FORMAT = 6  # of what is kept: named for the encoder itself
 
 
 def align_encoder(clip: Any, direction: Direction, method: str) -> AlignedEncoder:
