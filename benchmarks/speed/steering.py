@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from statistics import median
 from typing import Any, Callable, Iterator, Sequence
 
@@ -22,7 +23,7 @@ def made_up(width: int, seed: int = 0, tokens: int = 0, categories: Sequence[str
     draw = torch.Generator().manual_seed(seed)
     names = ("global", *categories)
     levels = torch.linspace(-3, 3, len(aligned.QUANTILES)).expand(len(names), -1).contiguous()
-    bank = torch.randn(pack().directions.align.BANK_SIZE, width, generator=draw).half()
+    bank = torch.randn(import_module(f"{pack().directions.__name__}.align").BANK_SIZE, width, generator=draw).half()  # `directions.align` is the function
     slot = aligned.AlignedDirection(
         names=names, vectors=torch.randn(len(names), width, generator=draw), readers=torch.randn(len(names), width, generator=draw) / width**0.5,
         prompt_readers=torch.randn(len(names), width, generator=draw) / width**0.5, center=torch.zeros(width),
