@@ -253,7 +253,7 @@ _SHAPES = {
 def check_packed(entries: Mapping[str, tuple], metadata: Mapping[str, Any]) -> str | None:
     """What is wrong with one packed aligned direction, or None."""
     if set(entries) != set(_SHAPES):
-        return f"tensors {str(sorted(set(entries) ^ set(_SHAPES))[:5])[:400]} are missing or unknown"
+        return f"tensors {str(sorted(set(entries) ^ set(_SHAPES))[:5])[:400]} are missing or unknown: another version may have made it, so align again"
     names = metadata.get("names")
     if not isinstance(names, list) or not names or names[0] != GLOBAL or not all(map(is_name, names)) or len(set(names)) != len(names):
         return "the metadata's names are not `global` and distinct short names"

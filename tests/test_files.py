@@ -10,6 +10,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 import directions
 from benchmarks.trust import files as trust
@@ -196,6 +198,15 @@ def test_an_alignment_that_would_divide_by_zero_or_overflow_is_refused(aligned, 
     broken = replace(aligned, **{name: getattr(aligned, name) * (1e30 if name == "readers" else 0)})
     with pytest.raises(DirectionFormatError, match="spread is not positive|readers has a value of"):
         directions.load_aligned(broken.save(tmp_path / "aligned.safetensors"))
+
+
+def test_an_alignment_of_another_version_asks_to_be_made_again(aligned, tmp_path):
+    path = aligned.save(tmp_path / "aligned.safetensors")
+    with safe_open(path, framework="pt") as stream:
+        tensors, metadata = {name: stream.get_tensor(name) for name in stream.keys() if name != "bank_spacing"}, stream.metadata()
+    save_file(tensors, path, metadata)
+    with pytest.raises(DirectionFormatError, match="bank_spacing.* missing or unknown: another version may have made it, so align again"):
+        directions.load_aligned(path)
 
 
 @pytest.mark.parametrize("change", [{"width": 8}, {"columns": 8}, {"chunk": -77}, {"layer": -1}, {"part": 1}, {"tensor": "pooled_output"}, {"keys": "l"}])
