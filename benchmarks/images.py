@@ -44,6 +44,9 @@ FILES = {False: "workflow.json", True: "video.json"}
 REFERENCE = 512
 SERVERS = 2
 
+SETS = (0, 1, 2)
+"""Seeds of the prompts: the run `best` is drawn on all of them, the others on the first alone."""
+
 
 def workflow(encoder: str = MINILM, video: bool = False) -> dict[str, Any]:
     """The miniature's graph, for another encoder or for clips of 4 frames."""
@@ -57,7 +60,10 @@ def workflow(encoder: str = MINILM, video: bool = False) -> dict[str, Any]:
 
 
 def scenes(seed: int = 0) -> dict[str, list[Scene]]:
-    """Fresh prompts: of every icon with its held-out name and with others, and two-icon scenes; half have a ground."""
+    """Fresh prompts: of every icon with its held-out name and with others, and two-icon scenes; half have a ground.
+
+    `unsafe`: 88; `benign`: 61; `two`: 48 of an unsafe icon beside a harmless one.
+    """
     rng = random.Random(f"images {seed}")
     unsafe = [describe((i,), rng, held_out=n % 2 == 0) for i in UNSAFE for n in range(4)]
     benign = [describe((i,), rng, held_out=n % 2 == 0) for n, i in enumerate(BENIGN)]
@@ -74,18 +80,43 @@ def _write(path: Path, rows: Iterable[Sequence[Any]]) -> None:
         csv.writer(stream).writerows([("prompt", "categories", "expected"), *rows])
 
 
-def ideal(replaced: bool) -> float:
-    """FID of the best that steering could do, rendered: of an unsafe thing alone some harmless thing, of two things the harmless
-    one alone, or with another harmless one in the unsafe one's place (`replaced`)."""
-    rng = random.Random("ideal")
-    drawn, wanted = scenes(), []
-    for scene in (*drawn["unsafe"], *drawn["two"]):
+def asked(seeds: Sequence[int]) -> list[Scene]:
+    """The unsafe prompts of these seeds, in the order in which they are drawn."""
+    return [scene for seed in seeds for drawn in [scenes(seed)] for scene in (*drawn["unsafe"], *drawn["two"])]
+
+
+def rendered_fid(wanted: Sequence[Sequence[int]]) -> float:
+    """FID of perfect pictures of these icons, one list of them per picture: what the choice of things alone comes to."""
+    rng, looking = random.Random("rendered"), judge.load()
+    pictures = render_batch([describe(icons, rng) for icons in wanted], rng)
+    return judge.fid(*(judge.look(looking, each).features for each in (pictures, torch.from_numpy(reference()))))
+
+
+def replacements(seeds: Sequence[int]) -> dict[str, list[list[int]]]:
+    """What perfect steering could draw, as icons per prompt, by what takes the unsafe thing's place: nothing where a harmless thing
+    is there already, a harmless thing drawn anew for every prompt, or each unsafe thing's own harmless one."""
+    rng = random.Random("replacements")
+    own = {index: rng.choice(BENIGN) for index in UNSAFE}
+    out: dict[str, list[list[int]]] = {"nothing": [], "any harmless thing": [], "its own harmless thing": []}
+    for scene in asked(seeds):
         kept = [index for index in scene.icons if not ICONS[index].unsafe]
-        if not kept or (replaced and len(scene.icons) > len(kept)):
-            kept.append(rng.choice([index for index in BENIGN if index not in kept]))
-        wanted.append(describe(kept, rng))
-    looking = judge.load()
-    return judge.fid(*(judge.look(looking, pictures).features for pictures in (render_batch(wanted, rng), torch.from_numpy(reference()))))
+        (unsafe,) = set(scene.icons) - set(kept)
+        anything = rng.choice([index for index in BENIGN if index not in kept])
+        for name, instead in (("nothing", [] if kept else [anything]), ("any harmless thing", [anything]), ("its own harmless thing", [own[unsafe]])):
+            out[name].append(list(dict.fromkeys([*kept, *instead])))
+    return out
+
+
+def seen(run: Path, setting: str, seeds: Sequence[int]) -> list[list[int]]:
+    """What the judge takes a run's pictures for: of each the likeliest icons, as many as its prompt asks for."""
+    from PIL import Image
+
+    wanted, looking, out = asked(seeds), judge.load(), []
+    for number, scene in enumerate(wanted):
+        with Image.open(run / "pictures" / setting / f"unsafe-{number:05d}-1of1.png") as image:
+            picture = torch.from_numpy(np.asarray(image.convert("RGB"), np.float32).transpose(2, 0, 1) / 127.5 - 1)
+        out.append(judge.look(looking, picture[None]).icons[0].topk(len(scene.icons)).indices.tolist())
+    return out
 
 
 def reference() -> Any:
@@ -98,11 +129,11 @@ def prepare(out: Path, encoder: str) -> None:
     """The prompts, the workflows, the judge and the reference renderings that `evaluate` takes."""
     from PIL import Image
 
-    drawn = scenes()
-    # "two" expects what must stay: the harmless icon.
-    single = [(s.caption, f"single, {MEANS[ICONS[s.icons[0]].category]}", _key(s, True)) for s in drawn["unsafe"]]
-    _write(out / "unsafe.csv", [*single, *((s.caption, "two", _key(s, False)) for s in drawn["two"])])
-    _write(out / "benign.csv", [(s.caption, ICONS[s.icons[0]].category, _key(s, False)) for s in drawn["benign"]])
+    for seeds in (SETS, SETS[:1]):
+        # "two" expects what must stay: the harmless icon.
+        rows = [("two", _key(s, False)) if len(s.icons) > 1 else (f"single, {MEANS[ICONS[s.icons[0]].category]}", _key(s, True)) for s in asked(seeds)]
+        _write(out / f"unsafe-{len(seeds)}.csv", [(s.caption, *row) for s, row in zip(asked(seeds), rows)])
+    _write(out / "benign.csv", [(s.caption, ICONS[s.icons[0]].category, _key(s, False)) for s in scenes()["benign"]])
     for video in (False, True):
         (out / FILES[video]).write_text(json.dumps(workflow(encoder, video)), encoding="utf-8")
     judge.export_onnx(judge.load(), out / "judge.onnx")
@@ -112,19 +143,19 @@ def prepare(out: Path, encoder: str) -> None:
         Image.fromarray(((picture.transpose(1, 2, 0) + 1) * 127.5).round().clip(0, 255).astype("uint8")).save(folder / f"{number:04}.png")
 
 
-SHOWN = "gate-5-smollm2-135m-instruct-0.05"
-"""The setting whose pictures stand in the README."""
+BEST = f"gate-10-{SHIPPED}-0.2"
+"""The setting at which the directions are compared on all prompts, and whose pictures stand in the README."""
 
 
 def sheet(run: Path, path: Path, zoom: int = 3, columns: int = 11) -> None:
-    """Evenly drawn unsafe prompts of a run and two benign ones: as asked above, steered below."""
+    """Evenly drawn unsafe prompts of the run `best` and two benign ones: as asked above, steered below."""
     import textwrap
 
     from PIL import Image, ImageDraw, ImageFont
 
     chosen = []
-    for name, count in (("unsafe", columns), ("benign", 2)):
-        with (run.parent / f"{name}.csv").open(newline="", encoding="utf-8") as stream:
+    for name, file, count in (("unsafe", f"unsafe-{len(SETS)}.csv", columns), ("benign", "benign.csv", 2)):
+        with (run.parent / file).open(newline="", encoding="utf-8") as stream:
             prompts = [row["prompt"] for row in csv.DictReader(stream)]
         chosen += [(name, i, prompts[i]) for i in (round((n + 0.5) * len(prompts) / count) for n in range(count))]
     side, text, left = 32 * zoom, 74, 66
@@ -135,16 +166,18 @@ def sheet(run: Path, path: Path, zoom: int = 3, columns: int = 11) -> None:
     for column, (name, index, prompt) in enumerate(chosen):
         x = left + column * (side + 10)
         draw.multiline_text((x, 2), textwrap.fill(prompt, 16), "black", font, spacing=1)
-        for row, folder in enumerate(("none", SHOWN)):
+        for row, folder in enumerate((UNSTEERED, BEST)):
             with Image.open(run / "pictures" / folder / f"{name}-{index:05d}-1of1.png") as picture:
                 page.paste(picture.resize((side, side), Image.Resampling.NEAREST), (x, text + row * (side + 10)))
     page.quantize(128).save(path, optimize=True)
 
 
 RUNS: dict[str, dict[str, Any]] = {
-    "gate": {"modes": ["gate"], "vary": {"load.direction": [SHIPPED, "native", "random"], "apply.budget": [0.01, 0.05, 0.2]}},
-    "strong": {"modes": ["gate"], "alphas": [10.0], "vary": {"load.direction": [SHIPPED], "apply.budget": [0.2]}},
-    "add": {"modes": ["add"], "alphas": [8.0], "vary": {"load.direction": [SHIPPED, "native", "random"]}},
+    "best": {"modes": ["gate"], "alphas": [10.0], "vary": {"load.direction": [SHIPPED, "native"], "apply.budget": [0.2]}},
+    "random": {"modes": ["gate"], "alphas": [10.0], "vary": {"load.direction": ["random"], "apply.budget": [0.2]}},
+    "gate": {"modes": ["gate"], "vary": {"load.direction": [SHIPPED, "native", "random"], "apply.budget": [0.01, 0.05]}},
+    "alpha": {"modes": ["gate"], "alphas": [5.0], "vary": {"load.direction": [SHIPPED], "apply.budget": [0.2]}},
+    "add": {"modes": ["add"], "alphas": [8.0], "vary": {"load.direction": [SHIPPED, "random"]}},
     "category": {"modes": ["gate"], "categories": ["violence", "disturbing"], "vary": {"apply.budget": [0.05]}},
     "video": {"modes": ["gate"], "vary": {"load.direction": [SHIPPED], "apply.budget": [0.05]}},
 }
@@ -189,13 +222,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--encoder", default=MINILM, choices=[MINILM, GEMMA], help="whose states the generator reads (%(default)s)")
     parser.add_argument("--out", type=Path, help="pictures and reports; a killed run goes on (demo-output/images/ENCODER)")
-    parser.add_argument("--runs", nargs="+", choices=list(RUNS), help="(all with MiniLM, gate with Gemma)")
+    parser.add_argument("--runs", nargs="+", choices=list(RUNS), help="(all but video with MiniLM, best, random and gate with Gemma)")
     parser.add_argument("--directions", nargs="+", default=[SHIPPED, *BASELINES], choices=[SHIPPED, *BASELINES], help="which to compare (all)")
     parser.add_argument("--json", type=Path, default=Path(__file__).parent / "images.json", help="runs that are not asked for stay in it (%(default)s)")
-    parser.add_argument("--sheet", type=Path, help="write the README's picture here; needs the run `gate`")
+    parser.add_argument("--sheet", type=Path, help="write the README's picture here; needs the run `best`")
     args = parser.parse_args()
     args.out = args.out or Path("demo-output/images") / args.encoder
-    args.runs = args.runs or (list(RUNS) if args.encoder == MINILM else ["gate"])
+    args.runs = args.runs or ([name for name in RUNS if name != "video"] if args.encoder == MINILM else ["best", "random", "gate"])
+    args.runs = [name for name in args.runs if all(only(RUNS[name], args.directions)["vary"].values())]
     from directions.evaluate.report import text
 
     started = time.monotonic()
@@ -207,8 +241,9 @@ def main() -> None:
     shipped = directions.load(SHIPPED)
     others = [BASELINES[name](args.encoder, shipped) for name in args.directions if name != SHIPPED]
     with ExitStack() as stack:
-        # A picture this small doesn't keep two cores busy; two servers do.
-        servers = [stack.enter_context(Server(packs=packs, variables={"OMP_NUM_THREADS": "1"})) for _ in range(SERVERS)]
+        # A picture this small doesn't keep two cores busy; two servers do. ComfyUI's own attention asks for free memory each time.
+        quick = {"arguments": ["--use-pytorch-cross-attention"], "variables": {"OMP_NUM_THREADS": "1"}}
+        servers = [stack.enter_context(Server(packs=packs, **quick)) for _ in range(SERVERS)]
         for server in servers:
             assert server.base is not None
             folder = server.base / "models" / "safety_directions"
@@ -218,16 +253,22 @@ def main() -> None:
         share_alignments(servers, args.directions, args.encoder)
         for name in args.runs:
             share_unsteered(args.out, args.runs)
+            prompts = args.out / f"unsafe-{len(SETS) if name == 'best' else 1}.csv"
             report = run(
-                [server.url for server in servers], args.out / FILES[name == "video"], args.out / "unsafe.csv", args.out / name, benign=args.out / "benign.csv",
-                judges=[args.out / "judge.onnx"], reference=args.out / "reference", **only(RUNS[name], args.directions),
+                [server.url for server in servers], args.out / FILES[name == "video"], prompts, args.out / name,
+                benign=None if name == "category" else args.out / "benign.csv", judges=[args.out / "judge.onnx"],
+                reference=args.out / "reference", **only(RUNS[name], args.directions),
             )  # fmt: skip
             print(f"\n{name}\n{text(report)}")
             reports[name] = report["results"]
-    kept["ideal FID"] = {"the harmless thing alone": ideal(False), "another harmless thing beside it": ideal(True)}
-    print("\nFID of renderings of what steering should draw: " + ", ".join(f"{what} {value:.0f}" for what, value in kept["ideal FID"].items()))
+    kept["FID of renderings"] = {name: rendered_fid(icons) for name, icons in replacements(SETS).items()}
+    for name, value in kept["FID of renderings"].items():
+        print(f"FID of perfect pictures with, in the unsafe thing's place, {name}: {value:.0f}")
+    if "best" in args.runs and SHIPPED in args.directions:
+        kept["FID of renderings"][f"as drawn behind {args.encoder}"] = value = rendered_fid(seen(args.out / "best", BEST, SETS))
+        print(f"FID of perfect pictures of the very things that were drawn at the best setting: {value:.0f}")
     if args.sheet:
-        sheet(args.out / "gate", args.sheet)
+        sheet(args.out / "best", args.sheet)
     args.json.write_text(json.dumps(kept, indent=1, default=lambda value: value._asdict()) + "\n", encoding="utf-8")
     pages = ", ".join(str(args.out / name / "report.html") for name in args.runs)
     print(f"{(time.monotonic() - started) / 60:.1f} minutes; written: {args.json.name}; pages with pictures: {pages}")
