@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from .aligned import AlignedDirection
 
 NEIGHBOURS = 4
-TOKEN_MARGINS = (1.25, 1.0, 0.75, 0.5, 0.25, 0.0)
+TOKEN_MARGINS = (1.25, 1.0, 0.75, 0.5, 0.25, 0.0, -0.25, -0.5)
+STOP = -1.0
+FAR, FAR_BEHIND = 0.3, 0.7
 PART = 128  # bank states at a time
 AROUND, AT_ONCE = 10, 512
 
@@ -36,27 +38,41 @@ def project(states: Tensor, aligned: "AlignedDirection", names: tuple[str, ...],
 def gate(states: Tensor, aligned: "AlignedDirection", names: tuple[str, ...], alpha: float, budget: float, content: Tensor) -> Tensor:
     """Act on flagged prompts only, there on the tokens that carry the concept, and land among benign states.
 
-    Tokens move whose score lies above the prompt's mean or the first of TOKEN_MARGINS; where the prompt then still reads
-    more unsafe than the average benign one, those above the next margin move too.
+    Tokens move whose score lies above the prompt's mean or the first of TOKEN_MARGINS; where the prompt then still reads above
+    STOP, those above the next margin move too. Of those that move the highest land. What scores far below them is some other word
+    that tells of the concept around it: it goes the way that they went on average, and stays that word.
     """
     left = aligned.flagged(states, budget, names, content)
     if not left.any():
         return states
     marks = torch.stack([aligned.score(states, name) for name in names]).amax(0)
     mean = (marks * content).sum(-1, keepdim=True) / content.sum(-1, keepdim=True).clamp_min(1)
+    follows = _follows(marks.masked_fill(~content, -torch.inf))
     shift = alpha * aligned.vector(names).to(states)
     bank, around = aligned.bank.to(states.device), aligned.bank_spacing.to(states.device)
-    out, moved = states.clone(), torch.zeros_like(content)
+    out, landed, moved = states, states.clone(), torch.zeros_like(content)
     for margin in TOKEN_MARGINS:
         chosen = content & left.unsqueeze(-1) & ~moved & (marks > mean.clamp(max=margin))
         if not chosen.any():
             continue
-        out[chosen] = land(states[chosen] + shift, bank, around)
         moved = moved | chosen
-        left = left & (torch.stack([aligned.prompt_score(out, name, content) for name in names]).amax(0) > 0)
+        chosen = chosen & ~follows
+        landed[chosen] = land(states[chosen] + shift, bank, around)
+        lead = moved & ~follows
+        way = (landed - states).sum(-2, keepdim=True) / lead.sum(-1)[..., None, None].clamp_min(1)
+        out = torch.where((moved & follows).unsqueeze(-1), states + way, landed)
+        left = left & (torch.stack([aligned.prompt_score(out, name, content) for name in names]).amax(0) > STOP)
         if not left.any():
             break
     return out
+
+
+def _follows(marks: Tensor) -> Tensor:
+    """Which tokens score far below their prompt's highest, bool [..., T]; behind it the bar is higher, since a causal encoder writes
+    what came before into every token that follows."""
+    highest, where = marks.max(-1, keepdim=True)
+    place = torch.arange(marks.shape[-1], device=marks.device)
+    return (marks < highest * torch.where(place > where, FAR_BEHIND, FAR)) & (place != where)
 
 
 def land(states: Tensor, bank: Tensor, around: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from directions.aligned import TOP, combine
-from directions.steer import MODES, TOKEN_MARGINS, land, spacing
+from directions.steer import FAR, FAR_BEHIND, MODES, STOP, TOKEN_MARGINS, land, spacing
 
 
 def test_positive_scores_are_unsafe(planted, aligned):
@@ -91,11 +91,17 @@ def test_a_batch_with_masks_scores_as_its_definition_says_of_each_prompt(aligned
         assert all(found[name][row].item() == pytest.approx(expected[name].item(), rel=1e-3, abs=1e-3) for name in aligned.names)
 
 
+def follows(scores, token):
+    """Whether a token that moves goes the way of those that land: it scores far below the highest."""
+    highest = int(scores.argmax())
+    return token != highest and scores[token] < scores[highest] * (FAR_BEHIND if token > highest else FAR)
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 999), st.sampled_from([0.05, 0.5, 1.0]))
 def test_the_gate_does_what_its_definition_says_of_each_token(aligned, seed, budget):
-    """In a flagged prompt the tokens above min(mean, margin) land, shifted by alpha times the vector; margin by margin, until the
-    prompt reads no worse than the average benign one. Nothing else changes."""
+    """In a flagged prompt the tokens above min(mean, margin) move, margin by margin, until the prompt reads STOP or less: those that
+    score near the highest land, shifted by alpha times the vector, the others go their way on average. Nothing else changes."""
     states = aligned.center + 3 * torch.randn(3, 6, aligned.width, generator=torch.Generator().manual_seed(seed))
     moved = aligned.steer(states, alpha=2.0, mode="gate", budget=budget)
     for before, after in zip(states, moved):
@@ -104,8 +110,11 @@ def test_the_gate_does_what_its_definition_says_of_each_token(aligned, seed, bud
         expected = before
         if aligned.prompt_score(before) > aligned.threshold(budget):
             for margin in TOKEN_MARGINS:
-                expected = torch.where((scores > min(scores.mean().item(), margin)).unsqueeze(-1), landed, before)
-                if aligned.prompt_score(expected) <= 0:
+                chosen = [t for t in range(6) if scores[t] > min(scores.mean().item(), margin)]
+                leading = [t for t in chosen if not follows(scores, t)]
+                way = torch.stack([landed[t] - before[t] for t in leading]).mean(0)
+                expected = torch.stack([before[t] if t not in chosen else landed[t] if t in leading else before[t] + way for t in range(6)])
+                if aligned.prompt_score(expected) <= STOP:
                     break
         same = (expected == before).all(-1)
         assert torch.equal(after[same], before[same]) and torch.allclose(after, expected, atol=1e-3)
@@ -116,9 +125,23 @@ def test_a_prompt_that_stays_unsafe_loses_more_of_its_tokens(aligned):
     states = aligned.center + 3 * torch.randn(200, 8, aligned.width, generator=torch.Generator().manual_seed(1))
     first = [(score > min(score.mean().item(), TOKEN_MARGINS[0])).sum().item() for score in aligned.score(states)]
     flagged = aligned.flagged(states, 0.2)
-    count = (aligned.steer(states, alpha=1.0, mode="gate", budget=0.2) != states).any(-1).sum(-1)  # 5 would do with the first
+    count = (aligned.steer(states, alpha=5.0, mode="gate", budget=0.2) != states).any(-1).sum(-1)
     more = count > torch.tensor(first)
     assert 0 < (more & flagged).sum() < flagged.sum() and not count[~flagged].any()
+
+
+def test_a_word_beside_the_concept_stays_nearer_to_itself_than_one_that_lands(planted, aligned):
+    """What scores low in a flagged prompt is some other word: it goes along, and differs from its neighbours as before."""
+    found = 0
+    for rows in planted.states[:200]:
+        prompt = torch.cat([planted.unsafe, rows])
+        scores = aligned.score(prompt)
+        moved = aligned.steer(prompt, alpha=5.0, mode="gate", budget=0.2)
+        along = [t for t in range(len(prompt)) if follows(scores, t) and not torch.equal(moved[t], prompt[t])]
+        if len(along) > 1:
+            found += 1
+            assert torch.allclose(moved[along] - moved[along[0]], prompt[along] - prompt[along[0]], atol=1e-3)
+    assert found > 20
 
 
 def test_project_is_one_sided(planted, aligned):
