@@ -143,7 +143,7 @@ def prepare(out: Path, encoder: str) -> None:
         Image.fromarray(((picture.transpose(1, 2, 0) + 1) * 127.5).round().clip(0, 255).astype("uint8")).save(folder / f"{number:04}.png")
 
 
-BEST = f"gate-10-{SHIPPED}-0.2"
+BEST = f"gate-5-{SHIPPED}-0.2"
 """The setting at which the directions are compared on all prompts, and whose pictures stand in the README."""
 
 
@@ -173,10 +173,10 @@ def sheet(run: Path, path: Path, zoom: int = 3, columns: int = 11) -> None:
 
 
 RUNS: dict[str, dict[str, Any]] = {
-    "best": {"modes": ["gate"], "alphas": [10.0], "vary": {"load.direction": [SHIPPED, "native"], "apply.budget": [0.2]}},
-    "random": {"modes": ["gate"], "alphas": [10.0], "vary": {"load.direction": ["random"], "apply.budget": [0.2]}},
+    "best": {"modes": ["gate"], "vary": {"load.direction": [SHIPPED, "native"], "apply.budget": [0.2]}},
+    "random": {"modes": ["gate"], "vary": {"load.direction": ["random"], "apply.budget": [0.2]}},
     "gate": {"modes": ["gate"], "vary": {"load.direction": [SHIPPED, "native", "random"], "apply.budget": [0.01, 0.05]}},
-    "alpha": {"modes": ["gate"], "alphas": [5.0], "vary": {"load.direction": [SHIPPED], "apply.budget": [0.2]}},
+    "alpha": {"modes": ["gate"], "alphas": [10.0], "vary": {"load.direction": [SHIPPED], "apply.budget": [0.2]}},
     "add": {"modes": ["add"], "alphas": [8.0], "vary": {"load.direction": [SHIPPED, "random"]}},
     "category": {"modes": ["gate"], "categories": ["violence", "disturbing"], "vary": {"apply.budget": [0.05]}},
     "video": {"modes": ["gate"], "vary": {"load.direction": [SHIPPED], "apply.budget": [0.05]}},
