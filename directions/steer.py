@@ -16,6 +16,7 @@ NEIGHBOURS = 4
 TOKEN_MARGINS = (1.25, 1.0, 0.75, 0.5, 0.25, 0.0, -0.25, -0.5)
 STOP = -1.0
 FAR, FAR_BEHIND = 0.3, 0.7
+SURE = 3.0
 PART = 128  # bank states at a time
 AROUND, AT_ONCE = 10, 512
 
@@ -40,7 +41,8 @@ def gate(states: Tensor, aligned: "AlignedDirection", names: tuple[str, ...], al
 
     Tokens move whose score lies above the prompt's mean or the first of TOKEN_MARGINS; where the prompt then still reads above
     STOP, those above the next margin move too. Of those that move the highest land. What scores far below them is some other word
-    that tells of the concept around it: it goes the way that they went on average, and stays that word.
+    that tells of the concept around it: it goes the way that they went on average, and stays that word; unless it scores above
+    SURE, where hardly any harmless word does.
     """
     left = aligned.flagged(states, budget, names, content)
     if not left.any():
@@ -68,11 +70,11 @@ def gate(states: Tensor, aligned: "AlignedDirection", names: tuple[str, ...], al
 
 
 def _follows(marks: Tensor) -> Tensor:
-    """Which tokens score far below their prompt's highest, bool [..., T]; behind it the bar is higher, since a causal encoder writes
-    what came before into every token that follows."""
+    """Which tokens score far below their prompt's highest, and not above SURE: bool [..., T]; behind it the bar is higher, since a
+    causal encoder writes what came before into every token that follows."""
     highest, where = marks.max(-1, keepdim=True)
     place = torch.arange(marks.shape[-1], device=marks.device)
-    return (marks < highest * torch.where(place > where, FAR_BEHIND, FAR)) & (place != where)
+    return (marks < (highest * torch.where(place > where, FAR_BEHIND, FAR)).clamp(max=SURE)) & (place != where)
 
 
 def land(states: Tensor, bank: Tensor, around: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from directions.aligned import TOP, combine
-from directions.steer import FAR, FAR_BEHIND, MODES, STOP, TOKEN_MARGINS, land, spacing
+from directions.steer import FAR, FAR_BEHIND, MODES, STOP, SURE, TOKEN_MARGINS, land, spacing
 
 
 def test_positive_scores_are_unsafe(planted, aligned):
@@ -92,9 +92,9 @@ def test_a_batch_with_masks_scores_as_its_definition_says_of_each_prompt(aligned
 
 
 def follows(scores, token):
-    """Whether a token that moves goes the way of those that land: it scores far below the highest."""
+    """Whether a token that moves goes the way of those that land: it scores far below the highest, and not above SURE."""
     highest = int(scores.argmax())
-    return token != highest and scores[token] < scores[highest] * (FAR_BEHIND if token > highest else FAR)
+    return token != highest and scores[token] < min(SURE, scores[highest].item() * (FAR_BEHIND if token > highest else FAR))
 
 
 @settings(max_examples=40, deadline=None)
@@ -142,6 +142,21 @@ def test_a_word_beside_the_concept_stays_nearer_to_itself_than_one_that_lands(pl
             found += 1
             assert torch.allclose(moved[along] - moved[along[0]], prompt[along] - prompt[along[0]], atol=1e-3)
     assert found > 20
+
+
+def test_a_word_that_is_unsafe_by_itself_lands_beside_a_worse_one(aligned):
+    """Above SURE it isn't some other word, however much worse the one before it is."""
+    reader = aligned.readers[0] / aligned.readers[0].norm()
+    steps = torch.arange(0, 20, 0.05)
+    line = aligned.center + steps[:, None] * reader
+    scores = aligned.score(line)
+    worse = line[(scores > 6).nonzero()[0, 0]]
+    for score, lands in ((SURE - 0.3, False), (SURE + 0.3, True)):
+        word = line[(scores > score).nonzero()[0, 0]]
+        assert aligned.score(word[None])[0] < FAR_BEHIND * aligned.score(worse[None])[0]
+        moved = aligned.steer(torch.stack([worse, word]), alpha=5.0, mode="gate", budget=0.2)
+        landed = land((word + 5.0 * aligned.vector(("global",)))[None], aligned.bank, aligned.bank_spacing)[0]
+        assert torch.allclose(moved[1], landed, atol=1e-3) == lands
 
 
 def test_project_is_one_sided(planted, aligned):
