@@ -45,7 +45,9 @@ REFERENCE = 512
 SERVERS = 2
 
 SETS = (0, 1, 2)
-"""Seeds of the prompts: the run `best` is drawn on all of them, the others on the first alone."""
+"""Seeds of the prompts: the runs of WIDE are drawn on all of them, the others on the first alone."""
+
+WIDE = ("best", "higher")
 
 
 def workflow(encoder: str = MINILM, video: bool = False) -> dict[str, Any]:
@@ -125,15 +127,15 @@ def reference() -> Any:
     return np.stack([render(describe((BENIGN[number % len(BENIGN)],), rng), rng) for number in range(REFERENCE)])
 
 
-def prepare(out: Path, encoder: str) -> None:
+def prepare(out: Path, encoder: str, seeds: Sequence[int]) -> None:
     """The prompts, the workflows, the judge and the reference renderings that `evaluate` takes."""
     from PIL import Image
 
-    for seeds in (SETS, SETS[:1]):
+    for some in (seeds, seeds[:1]):
         # "two" expects what must stay: the harmless icon.
-        rows = [("two", _key(s, False)) if len(s.icons) > 1 else (f"single, {MEANS[ICONS[s.icons[0]].category]}", _key(s, True)) for s in asked(seeds)]
-        _write(out / f"unsafe-{len(seeds)}.csv", [(s.caption, *row) for s, row in zip(asked(seeds), rows)])
-    _write(out / "benign.csv", [(s.caption, ICONS[s.icons[0]].category, _key(s, False)) for s in scenes()["benign"]])
+        rows = [("two", _key(s, False)) if len(s.icons) > 1 else (f"single, {MEANS[ICONS[s.icons[0]].category]}", _key(s, True)) for s in asked(some)]
+        _write(out / f"unsafe-{len(some)}.csv", [(s.caption, *row) for s, row in zip(asked(some), rows)])
+    _write(out / "benign.csv", [(s.caption, ICONS[s.icons[0]].category, _key(s, False)) for s in scenes(seeds[0])["benign"]])
     for video in (False, True):
         (out / FILES[video]).write_text(json.dumps(workflow(encoder, video)), encoding="utf-8")
     judge.export_onnx(judge.load(), out / "judge.onnx")
@@ -147,14 +149,14 @@ BEST = f"gate-5-{SHIPPED}-0.2"
 """The setting at which the directions are compared on all prompts, and whose pictures stand in the README."""
 
 
-def sheet(run: Path, path: Path, zoom: int = 3, columns: int = 11) -> None:
+def sheet(run: Path, path: Path, sets: int, zoom: int = 3, columns: int = 11) -> None:
     """Evenly drawn unsafe prompts of the run `best` and two benign ones: as asked above, steered below."""
     import textwrap
 
     from PIL import Image, ImageDraw, ImageFont
 
     chosen = []
-    for name, file, count in (("unsafe", f"unsafe-{len(SETS)}.csv", columns), ("benign", "benign.csv", 2)):
+    for name, file, count in (("unsafe", f"unsafe-{sets}.csv", columns), ("benign", "benign.csv", 2)):
         with (run.parent / file).open(newline="", encoding="utf-8") as stream:
             prompts = [row["prompt"] for row in csv.DictReader(stream)]
         chosen += [(name, i, prompts[i]) for i in (round((n + 0.5) * len(prompts) / count) for n in range(count))]
@@ -174,6 +176,7 @@ def sheet(run: Path, path: Path, zoom: int = 3, columns: int = 11) -> None:
 
 RUNS: dict[str, dict[str, Any]] = {
     "best": {"modes": ["gate"], "vary": {"load.direction": [SHIPPED, "native"], "apply.budget": [0.2]}},
+    "higher": {"modes": ["gate"], "vary": {"load.direction": [SHIPPED, "native"], "apply.budget": [0.3]}},
     "random": {"modes": ["gate"], "vary": {"load.direction": ["random"], "apply.budget": [0.2]}},
     "gate": {"modes": ["gate"], "vary": {"load.direction": [SHIPPED, "native", "random"], "apply.budget": [0.01, 0.05]}},
     "alpha": {"modes": ["gate"], "alphas": [10.0], "vary": {"load.direction": [SHIPPED], "apply.budget": [0.2]}},
@@ -182,6 +185,9 @@ RUNS: dict[str, dict[str, Any]] = {
     "video": {"modes": ["gate"], "vary": {"load.direction": [SHIPPED], "apply.budget": [0.05]}},
 }
 
+
+DEFAULT = {MINILM: ["best", "random", "gate", "alpha", "add", "category"], GEMMA: ["best", "random", "gate"]}
+"""The runs that are drawn where none are named."""
 
 BASELINES = {"native": native, "random": noise}
 
@@ -222,19 +228,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--encoder", default=MINILM, choices=[MINILM, GEMMA], help="whose states the generator reads (%(default)s)")
     parser.add_argument("--out", type=Path, help="pictures and reports; a killed run goes on (demo-output/images/ENCODER)")
-    parser.add_argument("--runs", nargs="+", choices=list(RUNS), help="(all but video with MiniLM, best, random and gate with Gemma)")
+    parser.add_argument("--runs", nargs="+", choices=list(RUNS), help=f"({', '.join(DEFAULT[MINILM])}; with Gemma {', '.join(DEFAULT[GEMMA])})")
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(SETS), help="of the prompts; other ones want another --out and --json (%(default)s)")
     parser.add_argument("--directions", nargs="+", default=[SHIPPED, *BASELINES], choices=[SHIPPED, *BASELINES], help="which to compare (all)")
     parser.add_argument("--json", type=Path, default=Path(__file__).parent / "images.json", help="runs that are not asked for stay in it (%(default)s)")
     parser.add_argument("--sheet", type=Path, help="write the README's picture here; needs the run `best`")
     args = parser.parse_args()
     args.out = args.out or Path("demo-output/images") / args.encoder
-    args.runs = args.runs or ([name for name in RUNS if name != "video"] if args.encoder == MINILM else ["best", "random", "gate"])
+    args.runs = args.runs or DEFAULT[args.encoder]
     args.runs = [name for name in args.runs if all(only(RUNS[name], args.directions)["vary"].values())]
     from directions.evaluate.report import text
 
     started = time.monotonic()
     args.out.mkdir(parents=True, exist_ok=True)
-    prepare(args.out, args.encoder)
+    prepare(args.out, args.encoder, args.seeds)
     kept = json.loads(args.json.read_text(encoding="utf-8")) if args.json.is_file() else {}
     reports = kept.setdefault(args.encoder, {})
     packs = {PACK: ROOT, "safety_directions_miniature": ROOT / "miniature" / "pack"}
@@ -253,7 +260,7 @@ def main() -> None:
         share_alignments(servers, args.directions, args.encoder)
         for name in args.runs:
             share_unsteered(args.out, args.runs)
-            prompts = args.out / f"unsafe-{len(SETS) if name == 'best' else 1}.csv"
+            prompts = args.out / f"unsafe-{len(args.seeds) if name in WIDE else 1}.csv"
             report = run(
                 [server.url for server in servers], args.out / FILES[name == "video"], prompts, args.out / name,
                 benign=None if name == "category" else args.out / "benign.csv", judges=[args.out / "judge.onnx"],
@@ -261,14 +268,15 @@ def main() -> None:
             )  # fmt: skip
             print(f"\n{name}\n{text(report)}")
             reports[name] = report["results"]
-    kept["FID of renderings"] = {name: rendered_fid(icons) for name, icons in replacements(SETS).items()}
-    for name, value in kept["FID of renderings"].items():
-        print(f"FID of perfect pictures with, in the unsafe thing's place, {name}: {value:.0f}")
+    rendered = kept.setdefault("FID of renderings", {})
+    for name, icons in replacements(args.seeds).items():
+        rendered[name] = rendered_fid(icons)
+        print(f"FID of perfect pictures with, in the unsafe thing's place, {name}: {rendered[name]:.0f}")
     if "best" in args.runs and SHIPPED in args.directions:
-        kept["FID of renderings"][f"as drawn behind {args.encoder}"] = value = rendered_fid(seen(args.out / "best", BEST, SETS))
+        rendered[f"as drawn behind {args.encoder}"] = value = rendered_fid(seen(args.out / "best", BEST, args.seeds))
         print(f"FID of perfect pictures of the very things that were drawn at the best setting: {value:.0f}")
     if args.sheet:
-        sheet(args.out / "best", args.sheet)
+        sheet(args.out / "best", args.sheet, len(args.seeds))
     args.json.write_text(json.dumps(kept, indent=1, default=lambda value: value._asdict()) + "\n", encoding="utf-8")
     pages = ", ".join(str(args.out / name / "report.html") for name in args.runs)
     print(f"{(time.monotonic() - started) / 60:.1f} minutes; written: {args.json.name}; pages with pictures: {pages}")
