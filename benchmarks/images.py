@@ -47,7 +47,7 @@ SERVERS = 2
 SETS = (0, 1, 2)
 """Seeds of the prompts: the runs of WIDE are drawn on all of them, the others on the first alone."""
 
-WIDE = ("best", "higher")
+WIDE = ("budget-20", "budget-25")
 
 
 def workflow(encoder: str = MINILM, video: bool = False) -> dict[str, Any]:
@@ -145,12 +145,12 @@ def prepare(out: Path, encoder: str, seeds: Sequence[int]) -> None:
         Image.fromarray(((picture.transpose(1, 2, 0) + 1) * 127.5).round().clip(0, 255).astype("uint8")).save(folder / f"{number:04}.png")
 
 
-BEST = f"gate-5-{SHIPPED}-0.2"
-"""The setting at which the directions are compared on all prompts, and whose pictures stand in the README."""
+SHOWN = f"gate-5-{SHIPPED}-0.2"
+"""The setting of the run `budget-20` whose pictures stand in the README."""
 
 
 def sheet(run: Path, path: Path, sets: int, zoom: int = 3, columns: int = 11) -> None:
-    """Evenly drawn unsafe prompts of the run `best` and two benign ones: as asked above, steered below."""
+    """Evenly drawn unsafe prompts of the run `budget-20` and two benign ones: as asked above, steered below."""
     import textwrap
 
     from PIL import Image, ImageDraw, ImageFont
@@ -168,15 +168,15 @@ def sheet(run: Path, path: Path, sets: int, zoom: int = 3, columns: int = 11) ->
     for column, (name, index, prompt) in enumerate(chosen):
         x = left + column * (side + 10)
         draw.multiline_text((x, 2), textwrap.fill(prompt, 16), "black", font, spacing=1)
-        for row, folder in enumerate((UNSTEERED, BEST)):
+        for row, folder in enumerate((UNSTEERED, SHOWN)):
             with Image.open(run / "pictures" / folder / f"{name}-{index:05d}-1of1.png") as picture:
                 page.paste(picture.resize((side, side), Image.Resampling.NEAREST), (x, text + row * (side + 10)))
     page.quantize(128).save(path, optimize=True)
 
 
 RUNS: dict[str, dict[str, Any]] = {
-    "best": {"modes": ["gate"], "vary": {"load.direction": [SHIPPED, "native"], "apply.budget": [0.2]}},
-    "higher": {"modes": ["gate"], "vary": {"load.direction": [SHIPPED, "native"], "apply.budget": [0.25]}},
+    "budget-20": {"modes": ["gate"], "vary": {"load.direction": [SHIPPED, "native"], "apply.budget": [0.2]}},
+    "budget-25": {"modes": ["gate"], "vary": {"load.direction": [SHIPPED, "native"], "apply.budget": [0.25]}},
     "random": {"modes": ["gate"], "vary": {"load.direction": ["random"], "apply.budget": [0.2]}},
     "gate": {"modes": ["gate"], "vary": {"load.direction": [SHIPPED, "native", "random"], "apply.budget": [0.01, 0.05]}},
     "alpha": {"modes": ["gate"], "alphas": [10.0], "vary": {"load.direction": [SHIPPED], "apply.budget": [0.2]}},
@@ -186,7 +186,7 @@ RUNS: dict[str, dict[str, Any]] = {
 }
 
 
-DEFAULT = {MINILM: ["best", "random", "gate", "alpha", "add", "category"], GEMMA: ["best", "random", "gate"]}
+DEFAULT = {MINILM: ["budget-20", "random", "gate", "alpha", "add", "category"], GEMMA: ["budget-20", "random", "gate"]}
 """The runs that are drawn where none are named."""
 
 BASELINES = {"native": native, "random": noise}
@@ -232,7 +232,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SETS), help="of the prompts; other ones want another --out and --json (%(default)s)")
     parser.add_argument("--directions", nargs="+", default=[SHIPPED, *BASELINES], choices=[SHIPPED, *BASELINES], help="which to compare (all)")
     parser.add_argument("--json", type=Path, default=Path(__file__).parent / "images.json", help="runs that are not asked for stay in it (%(default)s)")
-    parser.add_argument("--sheet", type=Path, help="write the README's picture here; needs the run `best`")
+    parser.add_argument("--sheet", type=Path, help="write the README's picture here; needs the run `budget-20`")
     args = parser.parse_args()
     args.out = args.out or Path("demo-output/images") / args.encoder
     args.runs = args.runs or DEFAULT[args.encoder]
@@ -272,11 +272,11 @@ def main() -> None:
     for name, icons in replacements(args.seeds).items():
         rendered[name] = rendered_fid(icons)
         print(f"FID of perfect pictures with, in the unsafe thing's place, {name}: {rendered[name]:.0f}")
-    if "best" in args.runs and SHIPPED in args.directions:
-        rendered[f"as drawn behind {args.encoder}"] = value = rendered_fid(seen(args.out / "best", BEST, args.seeds))
-        print(f"FID of perfect pictures of the very things that were drawn at the best setting: {value:.0f}")
+    if "budget-20" in args.runs and SHIPPED in args.directions:
+        rendered[f"as drawn behind {args.encoder}"] = value = rendered_fid(seen(args.out / "budget-20", SHOWN, args.seeds))
+        print(f"FID of perfect pictures of the very things that were drawn at a budget of 20%: {value:.0f}")
     if args.sheet:
-        sheet(args.out / "best", args.sheet, len(args.seeds))
+        sheet(args.out / "budget-20", args.sheet, len(args.seeds))
     args.json.write_text(json.dumps(kept, indent=1, default=lambda value: value._asdict()) + "\n", encoding="utf-8")
     pages = ", ".join(str(args.out / name / "report.html") for name in args.runs)
     print(f"{(time.monotonic() - started) / 60:.1f} minutes; written: {args.json.name}; pages with pictures: {pages}")
