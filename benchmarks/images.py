@@ -229,12 +229,15 @@ def main() -> None:
     parser.add_argument("--encoder", default=MINILM, choices=[MINILM, GEMMA], help="whose states the generator reads (%(default)s)")
     parser.add_argument("--out", type=Path, help="pictures and reports; a killed run goes on (demo-output/images/ENCODER)")
     parser.add_argument("--runs", nargs="+", choices=list(RUNS), help=f"({', '.join(DEFAULT[MINILM])}; with Gemma {', '.join(DEFAULT[GEMMA])})")
-    parser.add_argument("--seeds", nargs="+", type=int, default=list(SETS), help="of the prompts; other ones want another --out and --json (%(default)s)")
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(SETS), help="of the prompts; other ones need an --out and a --json of their own (%(default)s)")
     parser.add_argument("--directions", nargs="+", default=[SHIPPED, *BASELINES], choices=[SHIPPED, *BASELINES], help="which to compare (all)")
-    parser.add_argument("--json", type=Path, default=Path(__file__).parent / "images.json", help="runs that are not asked for stay in it (%(default)s)")
+    parser.add_argument("--json", type=Path, help="runs that are not asked for stay in it (benchmarks/images.json)")
     parser.add_argument("--sheet", type=Path, help="write the README's picture here; needs the run `budget-20`")
     args = parser.parse_args()
+    if args.seeds != list(SETS) and not (args.out and args.json):
+        parser.error("other --seeds need an --out and a --json of their own: their pictures and figures would mix with those of the default seeds")
     args.out = args.out or Path("demo-output/images") / args.encoder
+    args.json = args.json or Path(__file__).parent / "images.json"
     args.runs = args.runs or DEFAULT[args.encoder]
     args.runs = [name for name in args.runs if all(only(RUNS[name], args.directions)["vary"].values())]
     from directions.evaluate.report import text
