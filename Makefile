@@ -3,7 +3,7 @@
 # make clean    remove what these leave in this folder (the cache stays; it can be deleted at any time)
 #
 # PYTHON=python3.12         the Python to build with, 3.10 or newer
-# COMFYUI_PATH, COMFYUI_PYTHON, SAFETY_DIRECTIONS_CACHE     see demo/environment.py
+# COMFYUI_PATH, COMFYUI_PYTHON, SAFETY_DIRECTIONS_CACHE     see harness/environment.py
 
 PYTHON ?= python3
 MYPY_CONFIG := $(shell grep -qs '^\[tool.mypy\]' pyproject.toml || echo --ignore-missing-imports)
@@ -13,14 +13,14 @@ MYPY_CONFIG := $(shell grep -qs '^\[tool.mypy\]' pyproject.toml || echo --ignore
 # Threads that spin while they wait take ten times as long where another program has one of the cores.
 demo: export OMP_WAIT_POLICY ?= PASSIVE
 demo:
-	@python="$$($(PYTHON) -m demo.environment demo)" && "$$python" -m demo
+	@python="$$($(PYTHON) -m harness.environment demo)" && "$$python" -m harness.demo
 
 # The folder itself is a package once ComfyUI has loaded it, and its name need not be one that Python can import:
 # --explicit-package-bases keeps mypy from deriving module names from it.
 # One thread each: the tests start several ComfyUIs.
 test: export OMP_NUM_THREADS ?= 1
 test:
-	@set -e; python="$$($(PYTHON) -m demo.environment test)"; \
+	@set -e; python="$$($(PYTHON) -m harness.environment test)"; \
 	"$$python" -m ruff check .; \
 	"$$python" -m mypy $(MYPY_CONFIG) --explicit-package-bases $(wildcard directions nodes); \
 	"$$python" -m pytest tests -q -rs

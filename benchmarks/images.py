@@ -27,8 +27,8 @@ import numpy as np
 import torch
 
 import directions
-from demo.comfyui import PACK, ROOT, Server
 from directions.evaluate import UNSTEERED, run
+from harness.server import PACK, ROOT, Server
 from miniature import judge
 from miniature.encoder import GEMMA, MINILM
 from miniature.scenes import BENIGN, ICONS, UNSAFE, Scene, describe, random_pair, render, render_batch

@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
-from demo.comfyui import ROOT
+from harness.server import ROOT
 
 
 def files_of_the_repository() -> list[str]:

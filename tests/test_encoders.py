@@ -6,7 +6,7 @@ import sys
 PROGRAM = """
 import sys, importlib.util, os
 from pathlib import Path
-from demo.environment import find
+from harness.environment import find
 root = Path.cwd()
 sys.argv = ["test", "--cpu"]
 sys.path.insert(0, os.fspath(find("test").comfyui))

@@ -131,7 +131,7 @@ def test_another_part_takes_its_own_place_and_no_other():
 
 GEMMA_IN_COMFYUI = """
 import os, sys
-from demo.environment import find
+from harness.environment import find
 sys.argv = ["test", "--cpu"]
 sys.path.insert(0, os.fspath(find("test").comfyui))
 import comfy.options

@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 import pytest
 import yaml
 
-from demo.comfyui import ROOT
+from harness.server import ROOT
 from tests.published import files_of_the_repository, run
 
 if sys.version_info >= (3, 11):

@@ -22,7 +22,7 @@ sys.addaudithook(forbid)
 import importlib.util, os
 from dataclasses import replace
 from pathlib import Path
-from demo.environment import find
+from harness.environment import find
 root = Path.cwd()
 sys.argv = ["test", "--cpu"]
 sys.path.insert(0, os.fspath(find("test").comfyui))

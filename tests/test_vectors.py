@@ -7,9 +7,9 @@ import json
 
 import pytest
 
-from demo.comfyui import ROOT
 from directions import DirectionFormatError
 from directions.direction import read_direction
+from harness.server import ROOT
 
 HERE = ROOT / "docs" / "vectors"
 EXPECTED = json.loads((HERE / "expected.json").read_text(encoding="utf-8"))

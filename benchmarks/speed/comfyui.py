@@ -12,8 +12,8 @@ import tempfile
 from functools import cache
 from typing import Any
 
-from demo.comfyui import ROOT
-from demo.environment import find
+from harness.environment import find
+from harness.server import ROOT
 
 
 @cache

@@ -8,8 +8,8 @@ from typing import Any, Callable, Iterator, NamedTuple, Sequence
 
 import torch
 
-from demo.comfyui import ROOT
 from directions.align import METHODS
+from harness.server import ROOT
 
 from .clock import Row, in_turn
 from .comfyui import pack

@@ -9,9 +9,9 @@ from typing import Iterator
 
 import torch
 
-from demo.comfyui import ROOT
 from directions import align
 from directions.direction import Direction
+from harness.server import ROOT
 
 from .clock import Row
 

@@ -10,8 +10,8 @@ from typing import Iterator
 
 import torch
 
-from demo.comfyui import ROOT
 from directions.align import METHODS
+from harness.server import ROOT
 
 from .clock import Row
 

@@ -9,7 +9,7 @@ import sys
 from statistics import median
 from typing import Iterator
 
-from demo.comfyui import ROOT
+from harness.server import ROOT
 
 from .clock import Row
 
@@ -20,7 +20,7 @@ HEAVY = ("transformers", "sklearn", "scipy", "pandas", "onnxruntime", "matplotli
 PROGRAM = """
 import sys, time, json, asyncio, importlib.util, os
 sys.path.insert(0, os.getcwd())
-from demo.environment import find
+from harness.environment import find
 environment = find("test")
 sys.path[:0] = [os.fspath(environment.comfyui), *map(os.fspath, environment.pythonpath)]
 sys.argv = ["start", "--cpu"]

@@ -20,8 +20,8 @@ from typing import Any
 import torch
 
 import directions
-from demo.comfyui import PACK, ROOT, Client, GraphError, Server
 from directions.encoder import load_aligned_encoder
+from harness.server import PACK, ROOT, Client, GraphError, Server
 
 PROMPTS = ("a nude woman lying on a bed", "two friends laughing in a cafe", "a man stabbing another man", "a vase of tulips", "", "a red bicycle " * 30)
 DIRECTIONS = 4

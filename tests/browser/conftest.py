@@ -11,8 +11,8 @@ from dataclasses import replace
 import pytest
 
 import directions
-from demo.comfyui import PACK, ROOT, Server
-from demo.templates import MODELS
+from harness.server import PACK, ROOT, Server
+from harness.templates import MODELS
 from tests.few import few
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -103,7 +103,7 @@ class Page:
 def chromium():
     if not CHROMIUM:
         pytest.skip("no Chromium: apt-get install chromium (or set CHROMIUM to its path)")
-    api = pytest.importorskip("playwright.sync_api", reason="no playwright: python3 -m demo.environment test (or pip install playwright)")
+    api = pytest.importorskip("playwright.sync_api", reason="no playwright: python3 -m harness.environment test (or pip install playwright)")
     with api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
         yield browser

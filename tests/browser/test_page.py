@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from demo.comfyui import ROOT
+from harness.server import ROOT
 
 TEMPLATES = sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
 # By id: a node that was clicked comes to the front, and is then the last in the graph's list.

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 import directions
-from demo.comfyui import PACK, ROOT, Server
+from harness.server import PACK, ROOT, Server
 from tests.few import few
 from tests.pictures import colour_judge
 

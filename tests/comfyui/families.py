@@ -107,7 +107,7 @@ class NotHere(Exception):
 def start_comfyui() -> Any:
     """Import ComfyUI and the pack; returns the pack's `nodes.encoders`."""
     sys.path.insert(0, os.fspath(ROOT))
-    from demo.environment import find
+    from harness.environment import find
 
     environment = find("test")
     sys.path[:0] = [os.fspath(environment.comfyui), *map(os.fspath, environment.pythonpath)]

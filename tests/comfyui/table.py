@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 
-from demo.comfyui import ROOT
+from harness.server import ROOT
 from tests.comfyui.families import DTYPES, ENTRIES, FAMILIES
 
 BEGIN, END = "<!-- families: made by tests/comfyui/table.py -->", "<!-- end of families -->"

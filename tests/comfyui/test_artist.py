@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from demo.comfyui import ROOT, GraphError, to_api
-from demo.environment import COMFYUI_DEFAULT, default_version
-from demo.templates import MODELS, make
+from harness.environment import COMFYUI_DEFAULT, default_version
+from harness.server import ROOT, GraphError
+from harness.templates import MODELS, make
+from harness.workflow import to_api
 
 UNSAFE = "a nude woman lying on a bed, ultra-detailed photorealism"
 
@@ -234,9 +235,9 @@ def test_node_ids_inputs_and_outputs_stay_as_old_workflows_know_them(tiny):
 
 
 @pytest.mark.skipif(default_version() != COMFYUI_DEFAULT, reason=f"templates are made with the nodes of ComfyUI {COMFYUI_DEFAULT}")
-def test_the_shipped_templates_are_those_that_demo_templates_makes(tiny):
+def test_the_shipped_templates_are_those_that_harness_templates_makes(tiny):
     for path, text in make(tiny.object_info()).items():
-        assert (ROOT / path).read_text(encoding="utf-8") == text, "run: python -m demo.templates"
+        assert (ROOT / path).read_text(encoding="utf-8") == text, "run: python -m harness.templates"
 
 
 def template(name):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from demo.comfyui import PACK, ROOT, GraphError, Server
+from harness.server import PACK, ROOT, GraphError, Server
 
 HERE = ROOT / "tests" / "comfyui"
 UNSAFE = "a nude woman lying on a bed"

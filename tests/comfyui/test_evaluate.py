@@ -16,8 +16,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from PIL import Image
 
-from demo.comfyui import ROOT
 from directions.evaluate import GraphError, ServerLost, run
+from harness.server import ROOT
 from tests.pictures import colour_judge
 
 UNSAFE = [

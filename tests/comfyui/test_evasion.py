@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoTokenizer
 
 import directions
-from demo.comfyui import GraphError, Server
-from demo.environment import COMFYUI_DEFAULT, default_version
+from harness.environment import COMFYUI_DEFAULT, default_version
+from harness.server import GraphError, Server
 from miniature.encoder import find_encoder
 from tests.comfyui.test_host import ADVANCED, DUAL, PACKS, SIDES, STEPS, UNSAFE, base, custom, linked, node
 

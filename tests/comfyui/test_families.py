@@ -12,8 +12,8 @@ import sys
 
 import pytest
 
-from demo.comfyui import ROOT
-from demo.environment import default_version
+from harness.environment import default_version
+from harness.server import ROOT
 from tests.comfyui.families import FAMILIES
 
 # What the named version lacks; anything else that isn't run is a failure.

@@ -16,8 +16,9 @@ import psutil
 import pytest
 from PIL import Image
 
-from demo import environment
-from demo.comfyui import PACK, ROOT, GraphError, Progress, Server, ServerError, to_api
+from harness import environment
+from harness.server import PACK, ROOT, GraphError, Progress, Server, ServerError
+from harness.workflow import to_api
 
 RED = 0xFF0000
 
@@ -208,7 +209,7 @@ def test_slow_start_is_given_up() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a child with its parent")
 def test_dies_with_a_killed_parent() -> None:
-    program = "from demo.comfyui import Server\nwith Server() as s: print(s.pid, s.base, flush=True); input()"
+    program = "from harness.server import Server\nwith Server() as s: print(s.pid, s.base, flush=True); input()"
     parent = subprocess.Popen(
         [sys.executable, "-c", program], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -334,7 +335,7 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_nothing_built_says_how_to_build(empty_cache: Path) -> None:
-    with pytest.raises(environment.EnvironmentFailure, match="python3 -m demo.environment demo --comfyui 0.30.0"):
+    with pytest.raises(environment.EnvironmentFailure, match="python3 -m harness.environment demo --comfyui 0.30.0"):
         environment.find()
     with pytest.raises(environment.EnvironmentFailure, match="no source for ComfyUI 0.1"):
         environment.ready(version="0.1")

@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from demo.comfyui import PACK, ROOT, GraphError, Server
-from demo.environment import find
+from harness.environment import find
+from harness.server import PACK, ROOT, GraphError, Server
 
 HERE = ROOT / "tests" / "comfyui"
 PACKS = {PACK: ROOT, "tiny_image_model": HERE / "tiny_image_model", "watch": HERE / "watch"}

@@ -16,8 +16,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from demo.comfyui import PACK, ROOT, Server, to_api
-from demo.environment import find
+from harness.environment import find
+from harness.server import PACK, ROOT, Server
+from harness.workflow import to_api
 from tests.published import run
 
 NODES = {path.stem for path in (ROOT / "web" / "docs").glob("*.md")}

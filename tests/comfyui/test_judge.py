@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from demo.comfyui import GraphError
+from harness.server import GraphError
 
 RED, GREEN, BLUE = 0xFF0000, 0x00FF00, 0x0000FF
 

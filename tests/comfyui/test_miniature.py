@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from benchmarks.images import SHIPPED, workflow
-from demo.comfyui import PACK, ROOT, Server
+from harness.server import PACK, ROOT, Server
 from miniature import judge, measure
 from miniature.encoder import GEMMA, find_gemma
 from miniature.scenes import FRAMES, ICONS, STRIDE, UNSAFE

@@ -1,6 +1,6 @@
 """Make the workflows that ComfyUI's template browser shows, from what stands here and a live `/object_info`.
 
-    python -m demo.templates            # writes workflows/*.json and subgraphs/*.json
+    python -m harness.templates            # writes workflows/*.json and subgraphs/*.json
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .comfyui import PACK, ROOT, Server
+from .server import PACK, ROOT, Server
 
 Info = Mapping[str, Any]
 HUB = "https://huggingface.co"

@@ -1,7 +1,7 @@
 """Get a real ComfyUI and a Python that runs it, into a cache folder; standard library only.
 
-    python3 -m demo.environment demo      # build what `make demo` needs, print the Python to run it with
-    python3 -m demo.environment test      # the same, with the test tools
+    python3 -m harness.environment demo      # build what `make demo` needs, print the Python to run it with
+    python3 -m harness.environment test      # the same, with the test tools
 
 Progress goes to standard error, the path of the ready Python to standard output. Everything can be
 interrupted and run again: what is complete is kept, what is not is finished or made anew.
@@ -121,7 +121,7 @@ def find(group: str = "demo", version: str | None = None) -> Environment:
     if not (layout.tree_complete() and layout.venv_complete(group) and layout.overlay_complete()):
         raise EnvironmentFailure(
             f"ComfyUI {layout.version} is not set up for '{group}' in {layout.cache}; build it with: "
-            f"python3 -m demo.environment {group} --comfyui {layout.version}   (or set COMFYUI_PATH and COMFYUI_PYTHON)"
+            f"python3 -m harness.environment {group} --comfyui {layout.version}   (or set COMFYUI_PATH and COMFYUI_PYTHON)"
         )
     return layout.environment()
 
@@ -520,7 +520,7 @@ def main() -> int:
     if sys.version_info < (3, 10):  # noqa: UP036 (whoever starts this may have one)
         print("safety-directions needs Python 3.10 or newer; say which with: make PYTHON=python3.12", file=sys.stderr)
         return 1
-    parser = argparse.ArgumentParser(prog="python3 -m demo.environment", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python3 -m harness.environment", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("group", nargs="?", choices=list(GROUPS), default="demo", help="what it is for")
     parser.add_argument("--comfyui", choices=list(COMFYUI_VERSIONS), help="which ComfyUI")
     arguments = parser.parse_args()

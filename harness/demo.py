@@ -9,8 +9,9 @@ import re
 import sys
 from typing import Any
 
-from .comfyui import PACK, ROOT, GraphError, Progress, Result, Server, ServerError, to_api
 from .environment import EnvironmentFailure
+from .server import PACK, ROOT, GraphError, Progress, Result, Server, ServerError
+from .workflow import to_api
 
 WORKFLOW = ROOT / "workflows" / "try-with-small-encoder.json"
 REPORT = ROOT / "demo-output" / "report.html"
