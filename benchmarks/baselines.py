@@ -22,7 +22,8 @@ def pool(states: Sequence[Tensor]) -> Tensor:
 
 
 def native(target: str, shipped: Direction) -> Direction:
-    """Learned on the target's own states from the training pairs, on the anchors of `shipped`: `estimate` without the language model."""
+    """Learned on the target's own states from the training pairs, on the anchors of `shipped`: `estimate` without the
+    language model."""
     pairs = read_pairs(split="train")
     groups = [list(shipped.anchor_prompts), [p.safe for p in pairs], [p.unsafe for p in pairs]]
     states = target_states(target, [prompt for group in groups for prompt in group])
@@ -41,7 +42,12 @@ def native(target: str, shipped: Direction) -> Direction:
         anchor_states=pool(anchors).half(),
         token_scores=tokens.half(),
         token_counts=torch.tensor([len(rows) for rows in anchors]),
-        source={"model": f"{target} (native)", "layers": [-1], "pooling": "mean over prompt tokens", "template": "{prompt}"},
+        source={
+            "model": f"{target} (native)",
+            "layers": [-1],
+            "pooling": "mean over prompt tokens",
+            "template": "{prompt}",
+        },
         name="native",
     )
 
@@ -63,6 +69,11 @@ def noise(target: str, shipped: Direction, seed: int = 0) -> Direction:
         anchor_states=benign.half(),
         token_scores=((scores - scores.mean(0)) / scores.std(0)).half(),
         token_counts=torch.tensor([len(part) for part in states]),
-        source={"model": f"{target} (random)", "layers": [-1], "pooling": "mean over prompt tokens", "template": "{prompt}"},
+        source={
+            "model": f"{target} (random)",
+            "layers": [-1],
+            "pooling": "mean over prompt tokens",
+            "template": "{prompt}",
+        },
         name="random",
     )

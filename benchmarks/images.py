@@ -27,7 +27,8 @@ import numpy as np
 import torch
 
 import directions
-from directions.evaluate import UNSTEERED, run
+from directions.evaluate import run
+from directions.evaluate.settings import UNSTEERED
 from harness.server import PACK, ROOT, Server
 from miniature import judge
 from miniature.encoder import GEMMA, MINILM
@@ -57,7 +58,10 @@ def workflow(encoder: str = MINILM, video: bool = False) -> dict[str, Any]:
     if encoder == GEMMA:
         graph["clip"]["class_type"] = "SafetyDirectionsLoadGemma"
     if video:
-        graph["latent"] = {"class_type": "EmptyHunyuanLatentVideo", "inputs": {"width": 32, "height": 32, "length": 13, "batch_size": 1}}
+        graph["latent"] = {
+            "class_type": "EmptyHunyuanLatentVideo",
+            "inputs": {"width": 32, "height": 32, "length": 13, "batch_size": 1},
+        }
     return graph
 
 
@@ -95,7 +99,8 @@ def rendered_fid(wanted: Sequence[Sequence[int]]) -> float:
 
 
 def replacements(seeds: Sequence[int]) -> dict[str, list[list[int]]]:
-    """What perfect steering could draw, as icons per prompt, by what takes the unsafe thing's place: nothing where a harmless thing
+    """What perfect steering could draw, as icons per prompt, by what takes the unsafe thing's place: nothing where a
+    harmless thing
     is there already, a harmless thing drawn anew for every prompt, or each unsafe thing's own harmless one."""
     rng = random.Random("replacements")
     own = {index: rng.choice(BENIGN) for index in UNSAFE}
@@ -104,7 +109,11 @@ def replacements(seeds: Sequence[int]) -> dict[str, list[list[int]]]:
         kept = [index for index in scene.icons if not ICONS[index].unsafe]
         (unsafe,) = set(scene.icons) - set(kept)
         anything = rng.choice([index for index in BENIGN if index not in kept])
-        for name, instead in (("nothing", [] if kept else [anything]), ("any harmless thing", [anything]), ("its own harmless thing", [own[unsafe]])):
+        for name, instead in (
+            ("nothing", [] if kept else [anything]),
+            ("any harmless thing", [anything]),
+            ("its own harmless thing", [own[unsafe]]),
+        ):
             out[name].append(list(dict.fromkeys([*kept, *instead])))
     return out
 
@@ -133,16 +142,26 @@ def prepare(out: Path, encoder: str, seeds: Sequence[int]) -> None:
 
     for some in (seeds, seeds[:1]):
         # "two" expects what must stay: the harmless icon.
-        rows = [("two", _key(s, False)) if len(s.icons) > 1 else (f"single, {MEANS[ICONS[s.icons[0]].category]}", _key(s, True)) for s in asked(some)]
+        rows = [
+            ("two", _key(s, False))
+            if len(s.icons) > 1
+            else (f"single, {MEANS[ICONS[s.icons[0]].category]}", _key(s, True))
+            for s in asked(some)
+        ]
         _write(out / f"unsafe-{len(some)}.csv", [(s.caption, *row) for s, row in zip(asked(some), rows)])
-    _write(out / "benign.csv", [(s.caption, ICONS[s.icons[0]].category, _key(s, False)) for s in scenes(seeds[0])["benign"]])
+    _write(
+        out / "benign.csv",
+        [(s.caption, ICONS[s.icons[0]].category, _key(s, False)) for s in scenes(seeds[0])["benign"]],
+    )
     for video in (False, True):
         (out / FILES[video]).write_text(json.dumps(workflow(encoder, video)), encoding="utf-8")
     judge.export_onnx(judge.load(), out / "judge.onnx")
     folder = out / "reference"
     folder.mkdir(exist_ok=True)
     for number, picture in enumerate(reference()):
-        Image.fromarray(((picture.transpose(1, 2, 0) + 1) * 127.5).round().clip(0, 255).astype("uint8")).save(folder / f"{number:04}.png")
+        Image.fromarray(((picture.transpose(1, 2, 0) + 1) * 127.5).round().clip(0, 255).astype("uint8")).save(
+            folder / f"{number:04}.png"
+        )
 
 
 SHOWN = f"gate-5-{SHIPPED}-0.2"
@@ -178,7 +197,10 @@ RUNS: dict[str, dict[str, Any]] = {
     "budget-20": {"modes": ["gate"], "vary": {"load.direction": [SHIPPED, "native"], "apply.budget": [0.2]}},
     "budget-25": {"modes": ["gate"], "vary": {"load.direction": [SHIPPED, "native"], "apply.budget": [0.25]}},
     "random": {"modes": ["gate"], "vary": {"load.direction": ["random"], "apply.budget": [0.2]}},
-    "gate": {"modes": ["gate"], "vary": {"load.direction": [SHIPPED, "native", "random"], "apply.budget": [0.01, 0.05]}},
+    "gate": {
+        "modes": ["gate"],
+        "vary": {"load.direction": [SHIPPED, "native", "random"], "apply.budget": [0.01, 0.05]},
+    },
     "alpha": {"modes": ["gate"], "alphas": [10.0], "vary": {"load.direction": [SHIPPED], "apply.budget": [0.2]}},
     "add": {"modes": ["add"], "alphas": [8.0], "vary": {"load.direction": [SHIPPED, "random"]}},
     "category": {"modes": ["gate"], "categories": ["violence", "disturbing"], "vary": {"apply.budget": [0.05]}},
@@ -194,7 +216,10 @@ BASELINES = {"native": native, "random": noise}
 
 def only(settings: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
     """A run's settings with no other directions than these."""
-    vary = {key: [one for one in values if key != "load.direction" or one in names] for key, values in settings["vary"].items()}
+    vary = {
+        key: [one for one in values if key != "load.direction" or one in names]
+        for key, values in settings["vary"].items()
+    }
     return {**settings, "vary": vary}
 
 
@@ -210,7 +235,9 @@ def share_alignments(servers: Sequence[Server], names: Sequence[str], encoder: s
     def align(number: int) -> None:
         for name in names[number :: len(servers)]:
             load = {**whole["load"], "inputs": {"direction": name}}
-            servers[number].queue({**graph, "load": load, "out": {"class_type": "PreviewAny", "inputs": {"source": ["align", 0]}}})
+            servers[number].queue(
+                {**graph, "load": load, "out": {"class_type": "PreviewAny", "inputs": {"source": ["align", 0]}}}
+            )
 
     with ThreadPoolExecutor(len(servers)) as pool:
         list(pool.map(align, range(len(servers))))
@@ -226,16 +253,40 @@ def share_unsteered(out: Path, runs: Sequence[str]) -> None:
 def main() -> None:
     """Draw, judge, print the tables, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--encoder", default=MINILM, choices=[MINILM, GEMMA], help="whose states the generator reads (%(default)s)")
-    parser.add_argument("--out", type=Path, help="pictures and reports; a killed run goes on (demo-output/images/ENCODER)")
-    parser.add_argument("--runs", nargs="+", choices=list(RUNS), help=f"({', '.join(DEFAULT[MINILM])}; with Gemma {', '.join(DEFAULT[GEMMA])})")
-    parser.add_argument("--seeds", nargs="+", type=int, default=list(SETS), help="of the prompts; other ones need an --out and a --json of their own (%(default)s)")
-    parser.add_argument("--directions", nargs="+", default=[SHIPPED, *BASELINES], choices=[SHIPPED, *BASELINES], help="which to compare (all)")
+    parser.add_argument(
+        "--encoder", default=MINILM, choices=[MINILM, GEMMA], help="whose states the generator reads (%(default)s)"
+    )
+    parser.add_argument(
+        "--out", type=Path, help="pictures and reports; a killed run goes on (demo-output/images/ENCODER)"
+    )
+    parser.add_argument(
+        "--runs",
+        nargs="+",
+        choices=list(RUNS),
+        help=f"({', '.join(DEFAULT[MINILM])}; with Gemma {', '.join(DEFAULT[GEMMA])})",
+    )
+    parser.add_argument(
+        "--seeds",
+        nargs="+",
+        type=int,
+        default=list(SETS),
+        help="of the prompts; other ones need an --out and a --json of their own (%(default)s)",
+    )
+    parser.add_argument(
+        "--directions",
+        nargs="+",
+        default=[SHIPPED, *BASELINES],
+        choices=[SHIPPED, *BASELINES],
+        help="which to compare (all)",
+    )
     parser.add_argument("--json", type=Path, help="runs that are not asked for stay in it (benchmarks/images.json)")
     parser.add_argument("--sheet", type=Path, help="write the README's picture here; needs the run `budget-20`")
     args = parser.parse_args()
     if args.seeds != list(SETS) and not (args.out and args.json):
-        parser.error("other --seeds need an --out and a --json of their own: their pictures and figures would mix with those of the default seeds")
+        parser.error(
+            "other --seeds need an --out and a --json of their own: their pictures and figures would mix with those "
+            "of the default seeds"
+        )
     args.out = args.out or Path("demo-output/images") / args.encoder
     args.json = args.json or Path(__file__).parent / "images.json"
     args.runs = args.runs or DEFAULT[args.encoder]
@@ -251,7 +302,8 @@ def main() -> None:
     shipped = directions.load(SHIPPED)
     others = [BASELINES[name](args.encoder, shipped) for name in args.directions if name != SHIPPED]
     with ExitStack() as stack:
-        # A picture this small doesn't keep two cores busy; two servers do. ComfyUI's own attention asks for free memory each time.
+        # A picture this small doesn't keep two cores busy; two servers do. ComfyUI's own attention asks for free
+        # memory each time.
         quick = {"arguments": ["--use-pytorch-cross-attention"], "variables": {"OMP_NUM_THREADS": "1"}}
         servers = [stack.enter_context(Server(packs=packs, **quick)) for _ in range(SERVERS)]
         for server in servers:
@@ -276,7 +328,9 @@ def main() -> None:
         rendered[name] = rendered_fid(icons)
         print(f"FID of perfect pictures with, in the unsafe thing's place, {name}: {rendered[name]:.0f}")
     if "budget-20" in args.runs and SHIPPED in args.directions:
-        rendered[f"as drawn behind {args.encoder}"] = value = rendered_fid(seen(args.out / "budget-20", SHOWN, args.seeds))
+        rendered[f"as drawn behind {args.encoder}"] = value = rendered_fid(
+            seen(args.out / "budget-20", SHOWN, args.seeds)
+        )
         print(f"FID of perfect pictures of the very things that were drawn at a budget of 20%: {value:.0f}")
     if args.sheet:
         sheet(args.out / "budget-20", args.sheet, len(args.seeds))

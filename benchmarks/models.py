@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from directions.sources import length_batches, load_source, terminal
+from harness.environment import cache_folder
 from miniature.encoder import find_gemma
 
-CACHE = Path(os.environ.get("SAFETY_DIRECTIONS_CACHE") or Path.home() / ".cache" / "safety-directions") / "states"
+CACHE = cache_folder() / "states"
 
 
 def smollm2_path() -> Path:
@@ -33,7 +34,12 @@ def _minilm() -> tuple[Any, Any, int, int | None]:
     from transformers import AutoModel, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(get_model_path(), local_files_only=True)
-    return AutoModel.from_pretrained(get_model_path(), local_files_only=True).eval(), tokenizer, tokenizer.cls_token_id, tokenizer.sep_token_id
+    return (
+        AutoModel.from_pretrained(get_model_path(), local_files_only=True).eval(),
+        tokenizer,
+        tokenizer.cls_token_id,
+        tokenizer.sep_token_id,
+    )
 
 
 def _gemma() -> tuple[Any, Any, int, int | None]:
@@ -71,7 +77,9 @@ def lm_head(name: str) -> Tensor | None:
 def target_ids(name: str, prompts: Sequence[str]) -> list[list[int]]:
     """The ids of each prompt's content tokens, those that `target_states` has the states of."""
     _, tokenizer, _, _ = TARGETS[name]()
-    return [tokenizer(prompt, add_special_tokens=False, truncation=True, max_length=400)["input_ids"] for prompt in prompts]
+    return [
+        tokenizer(prompt, add_special_tokens=False, truncation=True, max_length=400)["input_ids"] for prompt in prompts
+    ]
 
 
 TARGETS = {"minilm": _minilm, "gemma-3-270m": _gemma, "smollm2": _smollm2}
@@ -88,12 +96,20 @@ def target_states(name: str, prompts: Sequence[str]) -> list[Tensor]:
     known: dict[str, Tensor] = {}
     if kept.is_file():
         with safe_open(kept, framework="pt") as stream:
-            known = dict(zip(json.loads(stream.metadata()["prompts"]), stream.get_tensor("rows").split(stream.get_tensor("lengths").tolist())))
+            known = dict(
+                zip(
+                    json.loads(stream.metadata()["prompts"]),
+                    stream.get_tensor("rows").split(stream.get_tensor("lengths").tolist()),
+                )
+            )
     missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in known]
     if missing:
         known |= zip(missing, _encode(name, missing))
         CACHE.mkdir(parents=True, exist_ok=True)
-        tensors = {"rows": torch.cat(list(known.values())), "lengths": torch.tensor([len(rows) for rows in known.values()])}
+        tensors = {
+            "rows": torch.cat(list(known.values())),
+            "lengths": torch.tensor([len(rows) for rows in known.values()]),
+        }
         write_bytes(kept, save(tensors, metadata={"prompts": json.dumps(list(known))}))
     return [known[prompt].float() for prompt in prompts]
 
@@ -101,13 +117,18 @@ def target_states(name: str, prompts: Sequence[str]) -> list[Tensor]:
 @torch.inference_mode()
 def _encode(name: str, prompts: Sequence[str]) -> list[Tensor]:
     model, tokenizer, start, end = TARGETS[name]()
-    ids = [[start, *tokenizer(p, add_special_tokens=False, truncation=True, max_length=400)["input_ids"]] for p in prompts]
+    ids = [
+        [start, *tokenizer(p, add_special_tokens=False, truncation=True, max_length=400)["input_ids"]] for p in prompts
+    ]
     batches = list(length_batches([len(i) for i in ids], 1024))
     out: list[Tensor] = [torch.empty(0)] * len(ids)
     for batch in terminal(batches, len(batches), f"reading {name}"):
         tail = 0 if end is None else 1
         width = max(len(ids[i]) for i in batch) + tail
-        tokens, mask = torch.zeros(len(batch), width, dtype=torch.long), torch.zeros(len(batch), width, dtype=torch.long)
+        tokens, mask = (
+            torch.zeros(len(batch), width, dtype=torch.long),
+            torch.zeros(len(batch), width, dtype=torch.long),
+        )
         for row, i in enumerate(batch):
             full = [*ids[i], *([end] if end is not None else [])]
             tokens[row, : len(full)], mask[row, : len(full)] = torch.tensor(full), 1

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 import directions
-from directions.aligned import AlignedDirection
+from directions import Alignment
 from directions.direction import Direction
 from directions.estimate import fit_reader
 from directions.prompts import Pair, read_anchors, read_pairs
@@ -60,15 +60,29 @@ def read(target: str, direction: Direction, split: str = "held_out") -> Data:
     """All states that the benchmark needs, from the cache where they are there."""
     train, held = read_pairs(split="train"), read_pairs(split=split)
     fresh = [a.prompt for a in read_anchors(split="held_out")]
-    groups = [list(direction.anchor_prompts), [p.safe for p in train], [p.unsafe for p in train], [p.safe for p in held], [p.unsafe for p in held], fresh]
+    groups = [
+        list(direction.anchor_prompts),
+        [p.safe for p in train],
+        [p.unsafe for p in train],
+        [p.safe for p in held],
+        [p.unsafe for p in held],
+        fresh,
+    ]
     states = iter(target_states(target, [prompt for group in groups for prompt in group]))
     parts = [[next(states) for _ in group] for group in groups]
-    return Data(*parts, train, held, fresh, [rows for rows, mentioned in zip(parts[0], direction.mentioned) if not mentioned])
+    return Data(
+        *parts, train, held, fresh, [rows for rows, mentioned in zip(parts[0], direction.mentioned) if not mentioned]
+    )
 
 
-def steering(aligned: AlignedDirection, **how: Any) -> Steer:
-    """`AlignedDirection.steer` over a list of prompts."""
+def steering(aligned: Alignment, **how: Any) -> Steer:
+    """`Alignment.steer` over a list of prompts."""
     return lambda states: [aligned.steer(rows.unsqueeze(0), **how)[0] for rows in states]
+
+
+def _changed(aligned: Alignment, **changes: Any) -> Alignment:
+    """With other tensors in its slot."""
+    return Alignment({name: replace(slot, **changes) for name, slot in aligned.slots.items()})
 
 
 def linear_probe(benign: Tensor, unsafe: Tensor) -> Probe:
@@ -83,7 +97,9 @@ def mlp_probe(benign: Tensor, unsafe: Tensor, hidden: int = 64, steps: int = 300
     mean, spread = benign.mean(0), benign.std(0).clamp_min(1e-6)
     features = (torch.cat([benign, unsafe]) - mean) / spread
     labels = torch.cat([torch.zeros(len(benign)), torch.ones(len(unsafe))])
-    net = torch.nn.Sequential(torch.nn.Linear(features.shape[1], hidden), torch.nn.ReLU(), torch.nn.Dropout(0.3), torch.nn.Linear(hidden, 1))
+    net = torch.nn.Sequential(
+        torch.nn.Linear(features.shape[1], hidden), torch.nn.ReLU(), torch.nn.Dropout(0.3), torch.nn.Linear(hidden, 1)
+    )
     optimiser = torch.optim.AdamW(net.parameters(), lr=3e-3, weight_decay=0.1)
     for _ in range(steps):
         rows = torch.randint(len(features), (512,))
@@ -159,7 +175,9 @@ def price(steer: Steer, data: Data, unit: Tensor, head: Tensor | None, rows: sli
         "kept": (distance.argmin(1) == torch.arange(len(before))).float().mean().item(),
     }
     if head is not None:
-        logs = [torch.log_softmax(torch.stack([r[-1] for r in part]) @ head.T, 1) for part in (before[:100], after[:100])]
+        logs = [
+            torch.log_softmax(torch.stack([r[-1] for r in part]) @ head.T, 1) for part in (before[:100], after[:100])
+        ]
         out["kl"] = (logs[0].exp() * (logs[0] - logs[1])).sum(1).mean().item()
     return out
 
@@ -171,9 +189,15 @@ def measure(source: str, target: str, split: str = "held_out") -> list[dict[str,
     aligned = directions.align(direction, data.anchors)
     own = directions.align(native(target, direction), data.anchors, method="ridge")
     random = [directions.align(noise(target, direction, seed), data.anchors, method="ridge") for seed in range(3)]
-    # The paper's native direction is the plain mean difference; `own` is the same as we steer with it (align._separate).
+    # The paper's native direction is the plain mean difference; `own` is the same as we steer with it
+    # (directions/align.py, _separate).
     difference = torch.nn.functional.normalize(pool(data.train_safe).mean(0) - pool(data.train_unsafe).mean(0), dim=0)
-    plain = replace(own, vectors=own.vectors.index_copy(0, torch.tensor([0]), (difference * (pool(data.plain) @ difference).std()).unsqueeze(0)))
+    plain = _changed(
+        own,
+        vectors=own.slot.vectors.index_copy(
+            0, torch.tensor([0]), (difference * (pool(data.plain) @ difference).std()).unsqueeze(0)
+        ),
+    )
     found = judges(data)
     head = lm_head(target)
     unit = difference
@@ -191,10 +215,15 @@ def measure(source: str, target: str, split: str = "held_out") -> list[dict[str,
 
     row("none", "", "", lambda states: states)
     spread = (pool(data.plain) @ unit).std()
-    ways = {"native": plain, "native, separated": own, "transferred": aligned, **{f"random {seed}": one for seed, one in enumerate(random)}}
+    ways = {
+        "native": plain,
+        "native, separated": own,
+        "transferred": aligned,
+        **{f"random {seed}": one for seed, one in enumerate(random)},
+    }
     for drift in DRIFTS:
         for method, one in ways.items():
-            alpha = (drift * spread / one.vectors[0].norm()).item()
+            alpha = (drift * spread / one.slot.vectors[0].norm()).item()
             row(method, "add", f"drift {drift}", steering(one, alpha=alpha, mode="add"), alpha=alpha)
     for budget in (0.05, 0.2, 0.5):
         for method, one in (("native", plain), ("transferred", aligned)):
@@ -202,16 +231,24 @@ def measure(source: str, target: str, split: str = "held_out") -> list[dict[str,
     for budget in (0.01, 0.05, 0.1, 0.2):
         for method, one in (("native", own), ("transferred", aligned), ("random", random[0])):
             row(method, "gate", f"budget {budget}", steering(one, mode="gate", budget=budget))
-    shifted = replace(aligned, bank=aligned.bank[:0])
+    shifted = _changed(aligned, bank=aligned.slot.bank[:0])
     for alpha in (3.0, 4.0, 5.0):
-        row("transferred", "gate", f"budget 0.01, shifted by {alpha}, not landed", steering(shifted, mode="gate", budget=0.01, alpha=alpha))
+        row(
+            "transferred",
+            "gate",
+            f"budget 0.01, shifted by {alpha}, not landed",
+            steering(shifted, mode="gate", budget=0.01, alpha=alpha),
+        )
     rows += safree_rows(source, target, aligned, data, found, unit, head)
     rows += category_rows(source, target, aligned, data, found)
     return rows
 
 
-def safree_rows(source: str, target: str, aligned: AlignedDirection, data: Data, found: list[Judge], unit: Tensor, head: Tensor | None) -> list[dict[str, Any]]:
-    """SAFREE on evenly drawn attacks and the first fresh prompts (it encodes each prompt once per token), and ours on the same."""
+def safree_rows(
+    source: str, target: str, aligned: Alignment, data: Data, found: list[Judge], unit: Tensor, head: Tensor | None
+) -> list[dict[str, Any]]:
+    """SAFREE on evenly drawn attacks and the first fresh prompts (it encodes each prompt once per token), and ours on
+    the same."""
     chosen = torch.zeros(len(data.held), dtype=torch.bool)
     chosen[torch.linspace(0, len(data.held) - 1, min(SAFREE_PROMPTS, len(data.held))).round().long()] = True
     fresh = slice(SAFREE_PROMPTS)
@@ -226,8 +263,14 @@ def safree_rows(source: str, target: str, aligned: AlignedDirection, data: Data,
 
     ways: list[tuple[str, str, str, Steer]] = [("none", "", "safree's prompts", lambda states: states)]
     ways += [("safree", "project", f"sensitivity {s}", safree(s)) for s in (-1.0, 0.0, 0.01, 0.05)]
-    ways += [("transferred", "add", f"safree's prompts, alpha {a}", steering(aligned, alpha=a, mode="add")) for a in (0.25, 0.5, 1.0, 1.5, 2.0, 3.0)]
-    ways += [("transferred", "gate", f"safree's prompts, budget {b}", steering(aligned, mode="gate", budget=b)) for b in (0.01, 0.05, 0.1, 0.2, 0.4)]
+    ways += [
+        ("transferred", "add", f"safree's prompts, alpha {a}", steering(aligned, alpha=a, mode="add"))
+        for a in (0.25, 0.5, 1.0, 1.5, 2.0, 3.0)
+    ]
+    ways += [
+        ("transferred", "gate", f"safree's prompts, budget {b}", steering(aligned, mode="gate", budget=b))
+        for b in (0.01, 0.05, 0.1, 0.2, 0.4)
+    ]
     rows = []
     for method, mode, setting, steer in ways:
         hits = attack(steer, data, found, chosen)
@@ -239,7 +282,7 @@ def safree_rows(source: str, target: str, aligned: AlignedDirection, data: Data,
     return rows
 
 
-def category_rows(source: str, target: str, aligned: AlignedDirection, data: Data, found: list[Judge]) -> list[dict[str, Any]]:
+def category_rows(source: str, target: str, aligned: Alignment, data: Data, found: list[Judge]) -> list[dict[str, Any]]:
     """What each category's vector and gate lower, category by category of the attack."""
     rows = []
     for mode, how in (("add", {"alpha": 2.0}), ("gate", {"budget": 0.05})):
@@ -248,7 +291,12 @@ def category_rows(source: str, target: str, aligned: AlignedDirection, data: Dat
             for other in aligned.categories:
                 only = torch.tensor([p.category == other for p in data.held])
                 before = attack(lambda states: states, data, found, only)[0].float().mean().item()
-                after = attack(steering(aligned, mode=mode, categories=[name], **how), data, found, only)[0].float().mean().item()
+                after = (
+                    attack(steering(aligned, mode=mode, categories=[name], **how), data, found, only)[0]
+                    .float()
+                    .mean()
+                    .item()
+                )
                 lowered[other] = before - after
             rest = [value for other, value in lowered.items() if other != name]
             rows.append({
@@ -263,7 +311,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sources", nargs="+", default=["smollm2-135m-instruct"], help="directions, by name or path")
     parser.add_argument("--targets", nargs="+", default=["minilm", "gemma-3-270m"], choices=sorted(TARGETS))
-    parser.add_argument("--split", default="held_out", choices=("held_out", "fresh"), help="fresh: themes that nothing was chosen on (%(default)s)")
+    parser.add_argument(
+        "--split",
+        default="held_out",
+        choices=("held_out", "fresh"),
+        help="fresh: themes that nothing was chosen on (%(default)s)",
+    )
     parser.add_argument("--json", type=Path, default=Path(__file__).parent / "probe.json")
     args = parser.parse_args()
     rows = [row for source in args.sources for target in args.targets for row in measure(source, target, args.split)]

@@ -41,14 +41,24 @@ def _found(benign: Tensor, unsafe: Tensor, share: float) -> float:
     return (unsafe > benign.quantile(1 - share)).float().mean().item()
 
 
-def measure(source: str, target: str, methods: Sequence[str] = METHODS, split: str = "held_out") -> list[dict[str, Any]]:
+def measure(
+    source: str, target: str, methods: Sequence[str] = METHODS, split: str = "held_out"
+) -> list[dict[str, Any]]:
     """One row per method and category; `split` is the pairs' to measure on."""
     direction = directions.load(source)
     train, held = read_pairs(split="train"), read_pairs(split=split)
     fresh = [a.prompt for a in read_anchors(split="held_out")]
     anchors = list(direction.anchor_prompts)
     named = [a.prompt for a in read_anchors(split="mention_held_out")]
-    groups = [anchors, [p.safe for p in train], [p.unsafe for p in train], [p.safe for p in held], [p.unsafe for p in held], fresh, named]
+    groups = [
+        anchors,
+        [p.safe for p in train],
+        [p.unsafe for p in train],
+        [p.safe for p in held],
+        [p.unsafe for p in held],
+        fresh,
+        named,
+    ]
     states = target_states(target, [prompt for group in groups for prompt in group])
     parts, at = [], 0
     for group in groups:
@@ -83,22 +93,26 @@ def measure(source: str, target: str, methods: Sequence[str] = METHODS, split: s
         rows.append({**base, "method": "random", "order": orders.mean().item(), "order_best_of_200": orders.max().item(),
                      "cosine": cosine(noise, native.unsqueeze(0)).mean().item(),
                      "tpr1": sum(found[0]) / 200, "tpr5": sum(found[1]) / 200})  # fmt: skip
-        own = [torch.stack([native_aligned.prompt_score(s, name) for s in part]) for part in (parts[3], parts[4], parts[5])]
+        own = [
+            torch.stack([native_aligned.prompt_score(s, name) for s in part]) for part in (parts[3], parts[4], parts[5])
+        ]
         benign_scores, unsafe_scores = torch.cat([own[0], own[2]]), own[1][pick]
-        rows.append({**base, "method": "native, aligned", "order": order(native_aligned.vectors[names.index(name)]),
-                     "cosine": cosine(native_aligned.vectors[names.index(name)], native, dim=0).item(),
+        rows.append({**base, "method": "native, aligned", "order": order(native_aligned.slot.vectors[names.index(name)]),
+                     "cosine": cosine(native_aligned.slot.vectors[names.index(name)], native, dim=0).item(),
                      "tpr1": _found(benign_scores, unsafe_scores, 0.01), "tpr5": _found(benign_scores, unsafe_scores, 0.05)})  # fmt: skip
         # The reader is regressed on the target whatever the map, so one method's scores are all methods'.
-        scores = [torch.stack([next(iter(candidates.values())).prompt_score(s, name) for s in part]) for part in parts[3:]]
+        scores = [
+            torch.stack([next(iter(candidates.values())).prompt_score(s, name) for s in part]) for part in parts[3:]
+        ]
         for method, aligned in candidates.items():
             index = aligned.names.index(name)
             benign_scores, unsafe_scores = torch.cat([scores[0], scores[2]]), scores[1][pick]
             threshold = aligned.threshold(0.01, name)
             rows.append({
                 **base, "method": method if method != "auto" else f"auto ({aligned.fit['method']})", "r2": aligned.fit["r2"],
-                "order": order(aligned.vectors[index]), "cosine": cosine(aligned.vectors[index], native, dim=0).item(),
+                "order": order(aligned.slot.vectors[index]), "cosine": cosine(aligned.slot.vectors[index], native, dim=0).item(),
                 "order_by_score": (unsafe_scores > scores[0][pick]).float().mean().item(),
-                "order_by_pooled_score": ((unsafe - safe) @ aligned.prompt_readers[index] > 0).float().mean().item(),
+                "order_by_pooled_score": ((unsafe - safe) @ aligned.slot.prompt_readers[index] > 0).float().mean().item(),
                 "tpr1": _found(benign_scores, unsafe_scores, 0.01), "tpr5": _found(benign_scores, unsafe_scores, 0.05),
                 "flagged_fresh_benign": (scores[2] > threshold).float().mean().item(),
                 "flagged_held_out_safe_halves": (scores[0] > threshold).float().mean().item(),
@@ -113,13 +127,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sources", nargs="+", default=["smollm2-135m-instruct"], help="directions, by name or path")
     parser.add_argument("--targets", nargs="+", default=["minilm", "gemma-3-270m"])
-    parser.add_argument("--split", default="held_out", choices=("held_out", "fresh"), help="fresh: themes that nothing was chosen on (%(default)s)")
+    parser.add_argument(
+        "--split",
+        default="held_out",
+        choices=("held_out", "fresh"),
+        help="fresh: themes that nothing was chosen on (%(default)s)",
+    )
     parser.add_argument("--json", type=Path, default=Path(__file__).parent / "transfer.json")
     args = parser.parse_args()
-    rows = [row for source in args.sources for target in args.targets for row in measure(source, target, split=args.split)]
+    rows = [
+        row for source in args.sources for target in args.targets for row in measure(source, target, split=args.split)
+    ]
     columns = ("order", "order_by_score", "order_by_pooled_score", "cosine", "tpr1", "tpr5",
                "flagged_fresh_benign", "flagged_held_out_safe_halves", "flagged_mentions", "flagged_unsafe")  # fmt: skip
-    print(f"{'target':14}{'category':13}{'method':15}" + "".join(f"{c.replace('flagged_', 'flag_').replace('order_by_', 'by_')[:13]:>14}" for c in columns))
+    print(
+        f"{'target':14}{'category':13}{'method':15}"
+        + "".join(f"{c.replace('flagged_', 'flag_').replace('order_by_', 'by_')[:13]:>14}" for c in columns)
+    )
     for row in rows:
         cells = "".join(f"{row[c]:14.3f}" if c in row else f"{'-':>14}" for c in columns)
         print(f"{row['target']:14}{row['category']:13}{row['method']:15}{cells}")

@@ -1,21 +1,23 @@
 """Safety directions: estimate once in a language model, align to any text encoder, steer its conditioning.
 
-    import directions
-    d = directions.load("smollm2-135m-instruct")
-    aligned = directions.align(d, states)        # the target's states on d.anchor_prompts
-    safe = aligned.steer(conditioning, mode="gate")
+import directions
+d = directions.load("smollm2-135m-instruct")
+aligned = directions.align(d, states)        # the target's states on d.anchor_prompts
+safe = aligned.steer(conditioning, mode="gate")
 """
 
 from .align import align
-from .aligned import AlignedDirection, load_aligned
+from .alignment import Alignment, load_aligned
 from .direction import Direction, available, load
 from .estimate import estimate
 from .files import DirectionFormatError
+from .steer import SteeringSettings
 
 __all__ = [
-    "AlignedDirection",
+    "Alignment",
     "Direction",
     "DirectionFormatError",
+    "SteeringSettings",
     "align",
     "available",
     "estimate",

@@ -93,7 +93,10 @@ class Direction:
         tensors |= {f"reader.{name}": reader.float() for name, reader in self.readers.items()}
         tensors["anchors.states"] = self.anchor_states.half()
         if len(self.token_scores):
-            tensors |= {"anchors.token_scores": self.token_scores.half(), "anchors.token_counts": self.token_counts.float()}
+            tensors |= {
+                "anchors.token_scores": self.token_scores.half(),
+                "anchors.token_counts": self.token_counts.float(),
+            }
         metadata = {
             "source": dict(self.source),
             "categories": list(self.categories),
@@ -104,8 +107,13 @@ class Direction:
             "tool_version": self.tool_version,
         }
         if self.mentioned.any():
-            metadata["mentions"] = [prompt for prompt, mentioned in zip(self.anchor_prompts, self.mentioned) if mentioned]
-        fault = _fault({name: ("F16" if t.dtype == torch.float16 else "F32", tuple(t.shape)) for name, t in tensors.items()}, metadata)
+            metadata["mentions"] = [
+                prompt for prompt, mentioned in zip(self.anchor_prompts, self.mentioned) if mentioned
+            ]
+        fault = _fault(
+            {name: ("F16" if t.dtype == torch.float16 else "F32", tuple(t.shape)) for name, t in tensors.items()},
+            metadata,
+        )
         if fault:
             raise ValueError(f"can't save this direction: {fault}")
         return files.write(path, "direction", tensors, metadata)
@@ -146,15 +154,24 @@ def _fault(entries: Mapping[str, tuple], metadata: Mapping[str, Any]) -> str | N
     if "anchors.token_scores" in expected:
         scores, counts = entries["anchors.token_scores"][1], entries["anchors.token_counts"][1]
         if len(scores) != 2 or scores[1] != len(names) + 1 or tuple(counts) != (shape[0],):
-            return f"anchors.token_scores and anchors.token_counts have shapes {list(scores)} and {list(counts)}, not [S, {len(names) + 1}] and [{shape[0]}]"
+            found = f"{list(scores)} and {list(counts)}, not [S, {len(names) + 1}] and [{shape[0]}]"
+            return f"anchors.token_scores and anchors.token_counts have shapes {found}"
     for name in sorted(name for name in expected if not name.startswith("anchors.")):
         if entries[name][1] != (shape[1],):
             return f"{name} has shape {list(entries[name][1])}; the anchors are {shape[1]} wide"
     prompts = metadata["anchor_prompts"]
-    if not isinstance(prompts, list) or len(prompts) != shape[0] or not all(isinstance(p, str) and 0 < len(p) <= MAX_PROMPT for p in prompts):
+    if (
+        not isinstance(prompts, list)
+        or len(prompts) != shape[0]
+        or not all(isinstance(p, str) and 0 < len(p) <= MAX_PROMPT for p in prompts)
+    ):
         return f"the metadata has not one prompt of 1 to {MAX_PROMPT} letters for each of the {shape[0]} anchor states"
     mentions = metadata.get("mentions", [])
-    if not isinstance(mentions, list) or not all(isinstance(p, str) for p in mentions) or not (named := set(mentions)) <= set(prompts):
+    if (
+        not isinstance(mentions, list)
+        or not all(isinstance(p, str) for p in mentions)
+        or not (named := set(mentions)) <= set(prompts)
+    ):
         return "the metadata's mentions are not a list of anchor prompts"
     if sum(prompt not in named for prompt in prompts) < 2:
         return "the metadata's mentions leave fewer than two other anchors"
@@ -168,7 +185,7 @@ def read_direction(path: str | Path) -> Direction:
         DirectionFormatError: what is wrong with the file, and where.
     """
     path = Path(path)
-    tensors, metadata = files.read(path, "direction", _fault)
+    tensors, metadata = files.read(path, {"direction": _fault})
     named = {
         kind: {name.removeprefix(kind): tensor for name, tensor in tensors.items() if name.startswith(kind)}
         for kind in ("direction.", "reader.")
@@ -176,12 +193,21 @@ def read_direction(path: str | Path) -> Direction:
     for kind, group in named.items():
         for name, vector in group.items():
             if not SHORTEST < vector.norm() < LONGEST:
-                raise DirectionFormatError(f"{path.name}: {kind}{name} is {vector.norm():.3g} long (all zeros, or nothing that was learned)")
+                raise DirectionFormatError(
+                    f"{path.name}: {kind}{name} is {vector.norm():.3g} long (all zeros, or nothing that was learned)"
+                )
     counts = tensors.get("anchors.token_counts", torch.empty(0)).long()
     scores = tensors.get("anchors.token_scores", torch.empty(0))
     # The largest is looked at too: a sum of large ones goes round to a small number.
-    if len(counts) and (counts.min() < 1 or counts.max() > len(scores) or counts.sum() != len(scores) or (counts != tensors["anchors.token_counts"]).any()):
-        raise DirectionFormatError(f"{path.name}: anchors.token_counts are not whole numbers that add up to the {len(scores)} token scores")
+    if len(counts) and (
+        counts.min() < 1
+        or counts.max() > len(scores)
+        or counts.sum() != len(scores)
+        or (counts != tensors["anchors.token_counts"]).any()
+    ):
+        raise DirectionFormatError(
+            f"{path.name}: anchors.token_counts are not whole numbers that add up to the {len(scores)} token scores"
+        )
     return Direction(
         vectors=named["direction."],
         readers=named["reader."],
@@ -216,4 +242,6 @@ def load(name: str | Path, folders: Sequence[str | Path] = ()) -> Direction:
         return read_direction(known[str(name)])
     if isinstance(name, Path) or str(name).endswith(".safetensors"):
         return read_direction(name)
-    raise FileNotFoundError(f"no direction {str(name)!r}; there are: {', '.join(known) or 'none'} (or give a path to a .safetensors file)")
+    raise FileNotFoundError(
+        f"no direction {str(name)!r}; there are: {', '.join(known) or 'none'} (or give a path to a .safetensors file)"
+    )

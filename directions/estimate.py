@@ -7,7 +7,7 @@ from collections import Counter
 from datetime import datetime, timezone
 from difflib import SequenceMatcher
 from pathlib import Path
-from typing import Any, Mapping, Sequence
+from typing import Any, Mapping, NamedTuple, Sequence
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from .sources import Progress, pooled_states, quiet, token_ids, token_states
 TOOL_VERSION = "0.1.0"
 READER_PENALTY = 0.01
 BENIGN_TOKENS = 30_000
+POOLING = {"pooling": "mean over prompt tokens", "template": "{prompt}"}
 
 
 def estimate(
@@ -60,43 +61,57 @@ def estimate(
     mentions = [prompt for prompt in dict.fromkeys(mentions) if prompt not in known]
     if len(pairs) < 8 or len(anchors) < 16:
         raise ValueError(f"{len(pairs)} pairs and {len(anchors)} anchors are too few: at least 8 and 16 are needed")
-    depth = model.config.get_text_config().num_hidden_layers
-    layers = _layers(layer, depth)
-    states = pooled_states(model, tokenizer, [*anchors, *(p.safe for p in pairs), *(p.unsafe for p in pairs)], layers, progress=progress, keep=keep)
-    if not torch.isfinite(states).all():
-        raise ValueError("the source model gave NaN or infinite states: load it in float32 or bfloat16")
+    read = _Model(model, tokenizer, progress, keep)
+    layers = _layers(layer, model.config.get_text_config().num_hidden_layers)
+    states = read.pooled([*anchors, *(p.safe for p in pairs), *(p.unsafe for p in pairs)], layers)
     if layer == "auto":
         best = choose_layer(states, pairs, len(anchors), progress)
         layers, states = [layers[best]], states[:, best : best + 1]
-    features = states.flatten(1)
-    benign, safe, unsafe = features.split([len(anchors), len(pairs), len(pairs)])
+    benign, safe, unsafe = states.flatten(1).split([len(anchors), len(pairs), len(pairs)])
+    named = read.pooled(mentions, layers).flatten(1) if mentions else benign[:0]
     groups = {GLOBAL: torch.ones(len(pairs), dtype=torch.bool)}
     groups |= {c: torch.tensor([p.category == c for p in pairs]) for c in sorted({p.category for p in pairs})}
-    named = pooled_states(model, tokenizer, mentions, layers, progress=progress, keep=keep).flatten(1) if mentions else benign[:0]
-    vectors, readers = {}, {}
-    for name, rows in groups.items():
-        vectors[name] = (safe[rows] - unsafe[rows]).double().mean(0).float()
-        readers[name] = fit_reader(torch.cat([benign, safe, named]), unsafe[rows])
-    tokens = token_states(model, tokenizer, [*anchors, *(p.unsafe for p in pairs)], layers, progress=progress, keep=keep)
-    own, tokens = tokens[: len(anchors)], tokens[len(anchors) :]
-    named_tokens = token_states(model, tokenizer, mentions, layers, progress=progress, keep=keep) if mentions else []
+    own, unsafe_tokens = read.tokens(anchors, [p.unsafe for p in pairs], layers)
+    named_tokens = read.tokens(mentions, [], layers)[0] if mentions else []
     changed = [changed_tokens(token_ids(tokenizer, p.safe)[1:], token_ids(tokenizer, p.unsafe)[1:]) for p in pairs]
-    scores = score_tokens(own, [rows[mask] for rows, mask in zip(tokens, changed)], groups, progress, named_tokens)
-    counts = Counter(p.category for p in pairs)
+    scores = score_tokens(
+        own, [rows[mask] for rows, mask in zip(unsafe_tokens, changed)], groups, progress, named_tokens
+    )
     return Direction(
-        vectors=vectors,
-        readers=readers,
+        vectors={name: (safe[rows] - unsafe[rows]).double().mean(0).float() for name, rows in groups.items()},
+        readers={name: fit_reader(torch.cat([benign, safe, named]), unsafe[rows]) for name, rows in groups.items()},
         anchor_states=torch.cat([benign, named]).half(),
         anchor_prompts=(*anchors, *mentions),
         token_scores=scores.half(),
         token_counts=torch.tensor([len(rows) for rows in (*own, *named_tokens)]),
         mentions=tuple(mentions),
-        source={"model": "unnamed", **(source or {}), "layers": layers, "pooling": "mean over prompt tokens", "template": "{prompt}"},
-        pairs={"counts": dict(sorted(counts.items())), "sha256": pairs_hash(pairs)},
+        source={"model": "unnamed", **(source or {}), "layers": layers, **POOLING},
+        pairs={"counts": dict(sorted(Counter(p.category for p in pairs).items())), "sha256": pairs_hash(pairs)},
         licence=licence,
         created=_now(),
         tool_version=TOOL_VERSION,
     )
+
+
+class _Model(NamedTuple):
+    """The source model, and where its states are kept."""
+
+    model: Any
+    tokenizer: Any
+    progress: Progress
+    keep: Path | None
+
+    def pooled(self, prompts: Sequence[str], layers: Sequence[int]) -> Tensor:
+        states = pooled_states(self.model, self.tokenizer, prompts, layers, progress=self.progress, keep=self.keep)
+        if not torch.isfinite(states).all():
+            raise ValueError("the source model gave NaN or infinite states: load it in float32 or bfloat16")
+        return states
+
+    def tokens(
+        self, some: Sequence[str], more: Sequence[str], layers: Sequence[int]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        rows = token_states(self.model, self.tokenizer, [*some, *more], layers, progress=self.progress, keep=self.keep)
+        return rows[: len(some)], rows[len(some) :]
 
 
 def changed_tokens(safe: Sequence[int], unsafe: Sequence[int]) -> Tensor:
@@ -108,7 +123,11 @@ def changed_tokens(safe: Sequence[int], unsafe: Sequence[int]) -> Tensor:
 
 
 def score_tokens(
-    benign: Sequence[Tensor], unsafe: Sequence[Tensor], groups: Mapping[str, Tensor], progress: Progress, mentions: Sequence[Tensor] = ()
+    benign: Sequence[Tensor],
+    unsafe: Sequence[Tensor],
+    groups: Mapping[str, Tensor],
+    progress: Progress,
+    mentions: Sequence[Tensor] = (),
 ) -> Tensor:
     """Scores of the benign prompts' tokens in their own standard deviations, then of the mentions' tokens in the same, [S, K].
 
@@ -141,7 +160,7 @@ def _layers(layer: int | Sequence[int] | str, depth: int) -> list[int]:
     layers = [layer] if isinstance(layer, int) else [index for index in layer if isinstance(index, int)]
     wrong = [index for index in layers if not 0 <= index <= depth]
     if wrong or not layers:
-        raise ValueError(f"layer {wrong or layer!r}: this model has layers 0 (embedding) to {depth}, or use \"auto\"")
+        raise ValueError(f'layer {wrong or layer!r}: this model has layers 0 (embedding) to {depth}, or use "auto"')
     return layers
 
 
@@ -199,5 +218,3 @@ def fit_reader(benign: Tensor, unsafe: Tensor, penalty: float = READER_PENALTY) 
     with torch.inference_mode(False), torch.enable_grad():
         optimiser.step(loss)  # type: ignore[arg-type]
     return (weights.detach()[:-1] / spread).float()
-
-

@@ -15,7 +15,7 @@ import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Mapping
+from typing import Any, Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -115,11 +115,12 @@ def _is_finite(tensor: Tensor) -> bool:
     return all(bool(torch.isfinite(part).all()) for part in tensor.flatten().split(1 << 20))
 
 
-def read(path: str | Path, kind: str, check) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read a file of `kind` ("direction" or "aligned") as `(tensors, metadata)`.
+Check = Callable[[Mapping[str, tuple], Mapping[str, Any]], "str | None"]
+"""Sees `{name: (dtype, shape)}` and the metadata before anything is allocated; returns a sentence on what is wrong, or None."""
 
-    `check(entries, metadata)` sees `{name: (dtype, shape)}` before anything is allocated and
-    returns a sentence on what is wrong, or None.
+
+def read(path: str | Path, kinds: Mapping[str, Check]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read a file of one of `kinds` ("direction", "aligned", "aligned-encoder") as `(tensors, metadata)`.
 
     Raises:
         DirectionFormatError: what is wrong, and where.
@@ -146,11 +147,13 @@ def read(path: str | Path, kind: str, check) -> tuple[dict[str, Tensor], dict[st
             if not isinstance(text, dict) or not isinstance(text.get(METADATA_KEY), str):
                 raise _Fault(f"the metadata {METADATA_KEY!r} is missing: not a safety-direction file")
             metadata = _json(text[METADATA_KEY], "the metadata")
-            if metadata.get("format_version") != FORMAT_VERSION or metadata.get("kind") != kind:
-                found = f"{str(metadata.get('kind'))[:40]!r} version {ascii(metadata.get('format_version'))[:20]}"
-                raise _Fault(f"it is {found}; this reader knows {kind!r} version {FORMAT_VERSION}")
+            kind = metadata.get("kind")
+            if metadata.get("format_version") != FORMAT_VERSION or not isinstance(kind, str) or kind not in kinds:
+                found = f"{str(kind)[:40]!r} version {ascii(metadata.get('format_version'))[:20]}"
+                known = " and ".join(map(repr, kinds))
+                raise _Fault(f"it is {found}; this reader knows {known} version {FORMAT_VERSION}")
             entries = _check_entries(header, size - 8 - length)
-            fault = check(entries, metadata)
+            fault = kinds[kind](entries, metadata)
             if fault:
                 raise _Fault(fault)
             tensors = {}
@@ -185,11 +188,18 @@ def write(path: str | Path, kind: str, tensors: Mapping[str, Tensor], metadata: 
     path = Path(path)
     for name, tensor in tensors.items():
         if not _is_finite(tensor):
-            raise ValueError(f"{path.name} can't be written: tensor {name!r} has NaN or infinite values (an overflow in half precision?)")
+            raise ValueError(
+                f"{path.name} can't be written: tensor {name!r} has NaN or infinite values (an overflow in half precision?)"
+            )
     text = json.dumps({"kind": kind, "format_version": FORMAT_VERSION, **metadata}, ensure_ascii=False, sort_keys=True)
-    data = save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, metadata={METADATA_KEY: text})
+    data = save(
+        {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()},
+        metadata={METADATA_KEY: text},
+    )
     if int.from_bytes(data[:8], "little") > MAX_HEADER_BYTES:
-        raise ValueError(f"{path.name} can't be written: its prompts and other metadata take more than {MAX_HEADER_BYTES} bytes")
+        raise ValueError(
+            f"{path.name} can't be written: its prompts and other metadata take more than {MAX_HEADER_BYTES} bytes"
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(path, data)
     return path

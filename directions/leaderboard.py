@@ -35,20 +35,39 @@ class SafetyDirectionsTechnique:
     """
 
     def __init__(
-        self, *, model_id: str = "CompVis/stable-diffusion-v1-4", direction: str = "smollm2-135m-instruct", erase_concept: str = "nudity",
-        mode: str = "gate", alpha: float = 5.0, budget: float = 0.01, method: str = "auto", device: str | None = None, use_fp16: bool = True,
-        num_inference_steps: int = 50, guidance_scale: float = 7.5,
-    ) -> None:  # fmt: skip
+        self,
+        *,
+        model_id: str = "CompVis/stable-diffusion-v1-4",
+        direction: str = "smollm2-135m-instruct",
+        erase_concept: str = "nudity",
+        mode: str = "gate",
+        alpha: float = 5.0,
+        budget: float = 0.01,
+        method: str = "auto",
+        device: str | None = None,
+        use_fp16: bool = True,
+        num_inference_steps: int = 50,
+        guidance_scale: float = 7.5,
+    ) -> None:
         try:
             from diffusers import DiffusionPipeline
         except ImportError as error:
-            raise ImportError("this technique draws with diffusers: pip install 'safety-directions[library,leaderboard]'") from error
-        self.device = device or ("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
+            raise ImportError(
+                "this technique draws with diffusers: pip install 'safety-directions[library,leaderboard]'"
+            ) from error
+        self.device = device or (
+            "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        )
         dtype = torch.float16 if use_fp16 and self.device == "cuda" else torch.float32
         # As for the techniques beside it: what is measured is the steering, not the checker that blackens pictures.
-        self.pipe = DiffusionPipeline.from_pretrained(model_id, torch_dtype=dtype, safety_checker=None, requires_safety_checker=False).to(self.device)
+        self.pipe = DiffusionPipeline.from_pretrained(
+            model_id, torch_dtype=dtype, safety_checker=None, requires_safety_checker=False
+        ).to(self.device)
         if getattr(self.pipe, "text_encoder", None) is None or getattr(self.pipe, "text_encoder_2", None) is not None:
-            raise ValueError(f"{model_id} is a {type(self.pipe).__name__}; this technique knows pipelines with one text encoder, such as Stable Diffusion 1 and 2")
+            raise ValueError(
+                f"{model_id} is a {type(self.pipe).__name__}; this technique knows pipelines with one text encoder, "
+                f"such as Stable Diffusion 1 and 2"
+            )
         loaded = load(direction)
         category = CONCEPTS.get(erase_concept.lower(), erase_concept.lower())
         self.categories = (category,) if category in loaded.categories else None
@@ -63,15 +82,26 @@ class SafetyDirectionsTechnique:
         for n, prompt in enumerate(prompts):
             generator = None if seed is None else torch.Generator(self.device).manual_seed(seed + n)
             positive, negative = self.pipe.encode_prompt(prompt, self.device, 1, drawing["guidance_scale"] > 1)[:2]
-            steered = self.aligned.steer(positive, categories=self.categories, mask=self._content([prompt]), **self.settings)
-            pictures.append(self.pipe(prompt_embeds=steered, negative_prompt_embeds=negative, generator=generator, **drawing).images[0])
+            steered = self.aligned.steer(
+                positive, categories=self.categories, mask=self._content([prompt]), **self.settings
+            )
+            pictures.append(
+                self.pipe(
+                    prompt_embeds=steered, negative_prompt_embeds=negative, generator=generator, **drawing
+                ).images[0]
+            )
         return pictures
 
     def _content(self, prompts: Sequence[str]) -> Tensor:
         """Where the prompts' own tokens are, bool [prompts, tokens]: no start, end or padding."""
         tokenizer = self.pipe.tokenizer
         found = tokenizer(
-            list(prompts), padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_special_tokens_mask=True, return_tensors="pt"
+            list(prompts),
+            padding="max_length",
+            max_length=tokenizer.model_max_length,
+            truncation=True,
+            return_special_tokens_mask=True,
+            return_tensors="pt",
         )
         return ~found["special_tokens_mask"].bool() & found["attention_mask"].bool()
 

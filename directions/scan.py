@@ -1,6 +1,7 @@
 """Scan: score a file of prompts, however long, in bounded memory.
 
-The file is cut into parts of PART prompts. Each part's scores are a file of their own, written whole, so that a scan that was killed
+The file is cut into parts of PART prompts. Each part's scores are a file of their own, written whole, so that a scan
+that was killed
 goes on with the parts that are missing, and machines that share a folder can each take some.
 """
 
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from . import files
 from .align import align
-from .aligned import AlignedDirection, load_aligned
+from .alignment import Alignment, load_aligned
 from .direction import GLOBAL, Direction
 from .sources import Progress, encoder_states, load_encoder, load_source, pooled_states, quiet
 
@@ -49,7 +50,8 @@ class Scan:
         prompts: a .csv with the column named `column`, or a .txt with a prompt a line.
         out: folder for the scores.
         model: local folder or .gguf of a language model or text encoder.
-        kind: "source": the model that the direction was learned in; "encoder": any other, to which the direction is aligned first.
+        kind: "source": the model that the direction was learned in; "encoder": any other, to which the direction is
+            aligned first.
         budget: share of benign prompts that may be flagged.
     """
 
@@ -61,7 +63,9 @@ class Scan:
     column: str = "prompt"
 
 
-def scan(direction: Direction, task: Scan, *, ray: str | None = None, workers: int = 1, progress: Progress = quiet) -> dict[str, Any]:
+def scan(
+    direction: Direction, task: Scan, *, ray: str | None = None, workers: int = 1, progress: Progress = quiet
+) -> dict[str, Any]:
     """Score every prompt; parts that are there already are not made again.
 
     Args:
@@ -83,7 +87,9 @@ def scan(direction: Direction, task: Scan, *, ray: str | None = None, workers: i
     missing = [part for part in parts if not part.path(task.out).is_file()]
     if missing and not (task.out / ALIGNED).is_file():
         _fit(direction, task, progress).save(task.out / ALIGNED)
-    done: Iterable[Any] = _on_ray(direction, task, missing, ray, workers) if ray and missing else _here(direction, task, missing)
+    done: Iterable[Any] = (
+        _on_ray(direction, task, missing, ray, workers) if ray and missing else _here(direction, task, missing)
+    )
     for _ in progress(done, len(missing), "scoring"):
         pass
     return _summary(task.out, parts)
@@ -139,15 +145,22 @@ def read_part(path: Path, column: str, part: Part) -> list[str]:
 def _claim(direction: Direction, task: Scan) -> None:
     """Write down what this folder's scores are of, or see that they are of the same."""
     facts = {
-        "direction": direction.fingerprint, "prompts": [task.prompts.name, task.prompts.stat().st_size, _head(task.prompts)], "column": task.column,
-        "model": task.model.name, "kind": task.kind, "budget": task.budget, "part": PART,
-    }  # fmt: skip
+        "direction": direction.fingerprint,
+        "prompts": [task.prompts.name, task.prompts.stat().st_size, _head(task.prompts)],
+        "column": task.column,
+        "model": task.model.name,
+        "kind": task.kind,
+        "budget": task.budget,
+        "part": PART,
+    }
     path = task.out / SETTINGS
     if path.is_file():
         kept = json.loads(path.read_text(encoding="utf-8"))
         other = [name for name in facts if kept.get(name) != facts[name]]
         if other:
-            raise ValueError(f"{task.out} holds another scan ({', '.join(other)} differ): give another --out, or remove it")
+            raise ValueError(
+                f"{task.out} holds another scan ({', '.join(other)} differ): give another --out, or remove it"
+            )
         return
     task.out.mkdir(parents=True, exist_ok=True)
     files.write_bytes(path, (json.dumps(facts, indent=1) + "\n").encode())
@@ -171,14 +184,18 @@ class _Reader:
         return list(pooled_states(self.model, self.tokenizer, prompts, self.layers).flatten(1).unsqueeze(1))
 
 
-def _fit(direction: Direction, task: Scan, progress: Progress) -> AlignedDirection:
+def _fit(direction: Direction, task: Scan, progress: Progress) -> Alignment:
     """The direction fitted to what scores: calibrated on the anchors' states, which a direction file has of its own source."""
     if task.kind == "source":
         return align(direction, direction.anchor_states.float(), "ridge")
     read = _Reader(direction, task)
     prompts = direction.anchor_prompts
     starts = range(0, len(prompts), PART)
-    return align(direction, [rows for at in progress(starts, len(starts), "aligning") for rows in read(prompts[at : at + PART])], "ridge")
+    return align(
+        direction,
+        [rows for at in progress(starts, len(starts), "aligning") for rows in read(prompts[at : at + PART])],
+        "ridge",
+    )
 
 
 class Scorer:
@@ -195,15 +212,21 @@ class Scorer:
         asked = [i for i, prompt in enumerate(prompts) if prompt.strip()]
         scores = torch.full((len(prompts), len(self.aligned.names)), torch.nan)
         for i, states in zip(asked, self.read([prompts[i] for i in asked]) if asked else ()):
-            scores[i] = torch.stack([self.aligned.prompt_score(states, name) for name in self.aligned.names])
+            scores[i] = self.aligned.slot.prompt_scores(states, self.aligned.names)
         threshold = self.aligned.threshold(self.task.budget)
         text = io.StringIO()
         table = csv.writer(text)
         table.writerow(["row", "score", "flagged", "category", *self.aligned.categories, "prompt"])
         for i, row in enumerate(scores.tolist()):
             highest = max(zip(row[1:], self.aligned.categories), default=(0.0, GLOBAL))[1] if i in asked else ""
-            table.writerow([part.number * PART + i, *([f"{row[0]:.4f}", int(row[0] > threshold), highest] if highest else ["", "", ""]),
-                            *(f"{value:.4f}" if highest else "" for value in row[1:]), prompts[i]])  # fmt: skip
+            table.writerow(
+                [
+                    part.number * PART + i,
+                    *([f"{row[0]:.4f}", int(row[0] > threshold), highest] if highest else ["", "", ""]),
+                    *(f"{value:.4f}" if highest else "" for value in row[1:]),
+                    prompts[i],
+                ]
+            )
         files.write_bytes(part.path(self.task.out), text.getvalue().encode())
 
 
@@ -232,7 +255,9 @@ def _on_ray(direction: Direction, task: Scan, parts: Sequence[Part], address: st
     ray.init(address=None if address == "local" else address, log_to_driver=False)
     try:
         rows = ray.data.from_items([vars(part) for part in parts], override_num_blocks=len(parts))
-        yield from rows.map_batches(_RayScorer, fn_constructor_args=(direction, task), batch_size=1, concurrency=workers).iter_rows()
+        yield from rows.map_batches(
+            _RayScorer, fn_constructor_args=(direction, task), batch_size=1, concurrency=workers
+        ).iter_rows()
     finally:
         ray.shutdown()
 

@@ -34,7 +34,8 @@ def load_source(path: str | Path, device_map: Any = None, offload_folder: str | 
     Nothing is downloaded and no code from the folder is run (`trust_remote_code` stays off).
 
     Args:
-        device_map: handed to transformers, which splits and offloads big models through accelerate: "auto", or a device per module.
+        device_map: handed to transformers, which splits and offloads big models through accelerate: "auto", or a
+            device per module.
         offload_folder: where accelerate puts the weights that fit into no device's memory.
 
     Raises:
@@ -46,7 +47,9 @@ def load_source(path: str | Path, device_map: Any = None, offload_folder: str | 
 
     tokenizer = AutoTokenizer.from_pretrained(**from_file)
     dtype = "auto" if device_map else torch.float32
-    model = AutoModelForCausalLM.from_pretrained(**from_file, dtype=dtype, device_map=device_map, low_cpu_mem_usage=True, **_offload(offload_folder))
+    model = AutoModelForCausalLM.from_pretrained(
+        **from_file, dtype=dtype, device_map=device_map, low_cpu_mem_usage=True, **_offload(offload_folder)
+    )
     return model.eval().requires_grad_(False), tokenizer
 
 
@@ -107,7 +110,9 @@ def token_ids(tokenizer, prompt: str, max_tokens: int = 512) -> list[int]:
     ids = tokenizer(prompt, add_special_tokens=False, truncation=True, max_length=max_tokens)["input_ids"]
     if not ids:
         raise ValueError(f"the prompt {prompt!r} has no tokens")
-    start = next((t for t in (tokenizer.bos_token_id, tokenizer.cls_token_id, tokenizer.eos_token_id) if t is not None), ids[0])
+    start = next(
+        (t for t in (tokenizer.bos_token_id, tokenizer.cls_token_id, tokenizer.eos_token_id) if t is not None), ids[0]
+    )
     return [start, *ids]
 
 
@@ -124,8 +129,11 @@ def length_batches(lengths: Sequence[int], tokens_per_batch: int) -> Iterator[li
 
 
 @torch.inference_mode()
-def encoder_states(model, tokenizer, prompts: Sequence[str], tokens_per_batch: int = 1024, max_tokens: int = 512) -> list[Tensor]:
-    """A text encoder's last states on each prompt's own tokens, without those that its tokenizer adds: float32 [T_i, W], in order."""
+def encoder_states(
+    model, tokenizer, prompts: Sequence[str], tokens_per_batch: int = 1024, max_tokens: int = 512
+) -> list[Tensor]:
+    """A text encoder's last states on each prompt's own tokens, without those that its tokenizer adds: float32 [T_i,
+    W], in order."""
     limit = min(max_tokens, tokenizer.model_max_length)
     rows = [tokenizer(prompt, truncation=True, max_length=limit, return_special_tokens_mask=True) for prompt in prompts]
     out: list[Tensor] = [torch.empty(0)] * len(rows)
@@ -147,7 +155,13 @@ def _padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
 
 @torch.inference_mode()
 def pooled_states(
-    model, tokenizer, prompts: Sequence[str], layers: Sequence[int], tokens_per_batch: int = 1024, progress: Progress = quiet, keep: Path | None = None
+    model,
+    tokenizer,
+    prompts: Sequence[str],
+    layers: Sequence[int],
+    tokens_per_batch: int = 1024,
+    progress: Progress = quiet,
+    keep: Path | None = None,
 ) -> Tensor:
     """Mean hidden state of each prompt's tokens, for several layers at once.
 
@@ -180,7 +194,13 @@ def pooled_states(
 
 @torch.inference_mode()
 def token_states(
-    model, tokenizer, prompts: Sequence[str], layers: Sequence[int], tokens_per_batch: int = 1024, progress: Progress = quiet, keep: Path | None = None
+    model,
+    tokenizer,
+    prompts: Sequence[str],
+    layers: Sequence[int],
+    tokens_per_batch: int = 1024,
+    progress: Progress = quiet,
+    keep: Path | None = None,
 ) -> list[Tensor]:
     """Hidden states of each prompt's own tokens, the layers concatenated.
 
@@ -204,10 +224,16 @@ def token_states(
 
 
 def _read(
-    model, ids: Sequence[list[int]], layers: Sequence[int], tokens_per_batch: int, progress: Progress, take: Callable[[Sequence[Tensor], Tensor], Tensor],
+    model,
+    ids: Sequence[list[int]],
+    layers: Sequence[int],
+    tokens_per_batch: int,
+    progress: Progress,
+    take: Callable[[Sequence[Tensor], Tensor], Tensor],
     keep: Path | None,
-) -> Iterator[tuple[list[int], Tensor]]:  # fmt: skip
-    """Each batch, and what `take` makes of its hidden states by layer [batch, T, width] and of where its own tokens are [batch, T]."""
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Each batch, and what `take` makes of its hidden states by layer [batch, T, width] and of where its own tokens
+    are [batch, T]."""
     batches = list(length_batches([len(i) for i in ids], tokens_per_batch))
     body = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
     with _only_blocks(body, max(layers) + 1):
@@ -221,7 +247,12 @@ def _read(
                 # Offloaded weights lie on no device; accelerate's hooks bring them, and the tokens, to where they run.
                 device = model.get_input_embeddings().weight.device
                 device = torch.device("cpu") if device.type == "meta" else device
-                hidden = body(input_ids=tokens.to(device), attention_mask=mask.to(device), output_hidden_states=True, use_cache=False).hidden_states
+                hidden = body(
+                    input_ids=tokens.to(device),
+                    attention_mask=mask.to(device),
+                    output_hidden_states=True,
+                    use_cache=False,
+                ).hidden_states
                 mask[:, 0] = 0
                 states = take(hidden, mask)
                 if path is not None:

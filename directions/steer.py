@@ -1,120 +1,144 @@
-"""Steer: move text-conditioning states to the safe side. Pure functions; strategies by name in MODES."""
+"""Steer: move text-conditioning states to the safe side. Pure functions; modes by name in MODES, one signature."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Callable, Mapping
+from dataclasses import dataclass
+from typing import Callable, Mapping
 
 import torch
 from torch import Tensor
 
-from .direction import SHORTEST
+from .bank import land
+from .slot import SlotAlignment, check_budget
 
-if TYPE_CHECKING:
-    from .aligned import AlignedDirection
-
-NEIGHBOURS = 4
 TOKEN_MARGINS = (1.25, 1.0, 0.75, 0.5, 0.25, 0.0, -0.25, -0.5)
+"""Token scores above which the gate moves tokens, one after the other until the prompt reads STOP. About one harmless token
+in ten scores above the first. Chosen on pictures and on probe-ASR (RESULTS.md)."""
+
 STOP = -1.0
+"""Prompt score at which the gate has moved enough: one standard deviation safer than the average harmless prompt. At 0 more
+pictures stayed unsafe (RESULTS.md, Pictures)."""
+
 FAR, FAR_BEHIND = 0.3, 0.7
+"""A token that scores below this share of its prompt's highest is some other word; behind the highest one the bar is
+higher, since
+a causal encoder writes what came before into every token that follows. Chosen on pictures of two things (RESULTS.md)."""
+
 SURE = 3.0
-PART = 128  # bank states at a time
-AROUND, AT_ONCE = 10, 512
+"""A token that scores above it is unsafe by itself, whatever is beside it: one harmless token in 250 does (RESULTS.md)."""
+
+STRONGEST = 1000
+"""Benign spreads; a strength beyond is a mistake, and overflows half precision."""
 
 
-def add(states: Tensor, aligned: "AlignedDirection", names: tuple[str, ...], alpha: float, budget: float, content: Tensor) -> Tensor:
+@dataclass(frozen=True)
+class SteeringSettings:
+    """How to steer.
+
+    Attributes:
+        mode: a name in MODES.
+        alpha: strength in pooled benign spreads; negative moves to the unsafe side ("add").
+        categories: which directions; None is the global one.
+        budget: share of benign prompts that may be flagged ("gate"), or of benign tokens ("project").
+    """
+
+    mode: str = "gate"
+    alpha: float = 5.0
+    categories: tuple[str, ...] | None = None
+    budget: float = 0.01
+
+    def check(self) -> None:
+        """Raise ValueError where a mode, a strength or a budget is none; it says which."""
+        if self.mode not in MODES:
+            raise ValueError(f"unknown mode {self.mode!r}: choose from {', '.join(MODES)}")
+        if not -STRONGEST <= self.alpha <= STRONGEST:
+            raise ValueError(
+                f"strength {self.alpha} is not a number of benign spreads between -{STRONGEST} and {STRONGEST}"
+            )
+        check_budget(self.budget)
+
+
+def steer(slot: SlotAlignment, states: Tensor, settings: SteeringSettings, mask: Tensor | None = None) -> Tensor:
+    """Move one slot's states to the safe side; same shape, dtype and device.
+
+    Args:
+        states: [..., T, W].
+        mask: bool [..., T], true on the tokens that may move; None is all.
+
+    Raises:
+        ValueError: a width, mask, mode, category, budget or strength that doesn't fit; it says which.
+    """
+    settings.check()
+    content = slot.content(states, mask)
+    slot.chosen(settings.categories)
+    if settings.alpha == 0 and settings.mode != "project":
+        return states.clone()
+    moved = MODES[settings.mode](states.float(), slot, settings, content)
+    changed = (moved != states.float()).any(-1, keepdim=True)
+    limit = torch.finfo(states.dtype).max
+    return torch.where(changed, moved.clamp(-limit, limit).to(states.dtype), states)
+
+
+def add(states: Tensor, slot: SlotAlignment, settings: SteeringSettings, content: Tensor) -> Tensor:
     """h + alpha * v on every content token (arXiv 2606.05290, step 4)."""
-    return torch.where(content.unsqueeze(-1), states + alpha * aligned.vector(names).to(states), states)
+    shift = settings.alpha * slot.vector(slot.chosen(settings.categories)).to(states)
+    return torch.where(content.unsqueeze(-1), states + shift, states)
 
 
-def project(states: Tensor, aligned: "AlignedDirection", names: tuple[str, ...], alpha: float, budget: float, content: Tensor) -> Tensor:
+def project(states: Tensor, slot: SlotAlignment, settings: SteeringSettings, content: Tensor) -> Tensor:
     """Raise each token's component along the direction to its benign mean, if it lies below the benign `budget` quantile."""
-    for name in names:
-        unit = torch.nn.functional.normalize(aligned.vector((name,)), dim=0).to(states)
-        component = (states - aligned.center.to(states)) @ unit
-        low = content & (component < aligned.token_level(name, budget))
+    for name in slot.chosen(settings.categories):
+        unit = torch.nn.functional.normalize(slot.vector((name,)), dim=0).to(states)
+        component = (states - slot.center.to(states)) @ unit
+        low = content & (component < slot.token_level(name, settings.budget))
         states = torch.where(low.unsqueeze(-1), states - component.unsqueeze(-1) * unit, states)
     return states
 
 
-def gate(states: Tensor, aligned: "AlignedDirection", names: tuple[str, ...], alpha: float, budget: float, content: Tensor) -> Tensor:
+def gate(states: Tensor, slot: SlotAlignment, settings: SteeringSettings, content: Tensor) -> Tensor:
     """Act on flagged prompts only, there on the tokens that carry the concept, and land among benign states.
 
     Tokens move whose score lies above the prompt's mean or the first of TOKEN_MARGINS; where the prompt then still reads above
-    STOP, those above the next margin move too. Of those that move the highest land. What scores far below them is some other word
-    that tells of the concept around it: it goes the way that they went on average, and stays that word; unless it scores above
-    SURE, where hardly any harmless word does.
+    STOP, those above the next margin move too. Of those that move the highest land. What scores far below them is some other
+    word that tells of the concept around it: it goes the way that they went on average, and stays that word; unless it scores
+    above SURE, where hardly any harmless word does.
     """
-    left = aligned.flagged(states, budget, names, content)
-    if not left.any():
+    names = slot.chosen(settings.categories)
+    pending = slot.flagged(states, settings.budget, names, content)
+    if not pending.any():
         return states
-    marks = torch.stack([aligned.score(states, name) for name in names]).amax(0)
-    mean = (marks * content).sum(-1, keepdim=True) / content.sum(-1, keepdim=True).clamp_min(1)
-    follows = _follows(marks.masked_fill(~content, -torch.inf))
-    shift = alpha * aligned.vector(names).to(states)
-    bank, around = aligned.bank.to(states.device), aligned.bank_spacing.to(states.device)
+    token_scores = torch.stack([slot.score(states, name) for name in names]).amax(0)
+    mean = (token_scores * content).sum(-1, keepdim=True) / content.sum(-1, keepdim=True).clamp_min(1)
+    context = _context(token_scores.masked_fill(~content, -torch.inf))
+    shift = settings.alpha * slot.vector(names).to(states)
+    bank, spacing = slot.bank.to(states.device), slot.bank_spacing.to(states.device)
     out, landed, moved = states, states.clone(), torch.zeros_like(content)
     for margin in TOKEN_MARGINS:
-        chosen = content & left.unsqueeze(-1) & ~moved & (marks > mean.clamp(max=margin))
+        chosen = content & pending.unsqueeze(-1) & ~moved & (token_scores > mean.clamp(max=margin))
         if not chosen.any():
             continue
         moved = moved | chosen
-        chosen = chosen & ~follows
-        landed[chosen] = land(states[chosen] + shift, bank, around)
-        lead = moved & ~follows
-        way = (landed - states).sum(-2, keepdim=True) / lead.sum(-1)[..., None, None].clamp_min(1)
-        out = torch.where((moved & follows).unsqueeze(-1), states + way, landed)
-        left = left & (torch.stack([aligned.prompt_score(out, name, content) for name in names]).amax(0) > STOP)
-        if not left.any():
+        chosen = chosen & ~context
+        landed[chosen] = land(states[chosen] + shift, bank, spacing)
+        leading = (moved & ~context).sum(-1)
+        mean_shift = (landed - states).sum(-2, keepdim=True) / leading[..., None, None].clamp_min(1)
+        out = torch.where((moved & context).unsqueeze(-1), states + mean_shift, landed)
+        pending = pending & (slot.prompt_scores(out, names, content).amax(-1) > STOP)
+        if not pending.any():
             break
     return out
 
 
-def _follows(marks: Tensor) -> Tensor:
-    """Which tokens score far below their prompt's highest, and not above SURE: bool [..., T]; behind it the bar is higher, since a
-    causal encoder writes what came before into every token that follows."""
-    highest, where = marks.max(-1, keepdim=True)
-    place = torch.arange(marks.shape[-1], device=marks.device)
-    return (marks < (highest * torch.where(place > where, FAR_BEHIND, FAR)).clamp(max=SURE)) & (place != where)
+def _context(token_scores: Tensor) -> Tensor:
+    """Which tokens are other words beside the concept: far below their prompt's highest score, and not above SURE.
+    bool [..., T]"""
+    highest, where = token_scores.max(-1, keepdim=True)
+    place = torch.arange(token_scores.shape[-1], device=token_scores.device)
+    bar = (highest * torch.where(place > where, FAR_BEHIND, FAR)).clamp(max=SURE)
+    return (token_scores < bar) & (place != where)
 
 
-def land(states: Tensor, bank: Tensor, around: Tensor) -> Tensor:
-    """Softmax average of the nearest bank states, so that what comes out looks like benign conditioning.
+Mode = Callable[[Tensor, SlotAlignment, SteeringSettings, Tensor], Tensor]
+"""(states float32 [..., T, W], slot, settings, content bool [..., T]) -> states of the same shape."""
 
-    Args:
-        states: [n, W]; bank: [M, W]; around: [M], its spacing.
-    """
-    if len(states) == 0 or len(bank) == 0:
-        return states
-    weight, index = nearest(states, bank, around)
-    return (weight.unsqueeze(-1) * bank[index].float()).sum(1).to(states)
-
-
-def nearest(states: Tensor, bank: Tensor, around: Tensor) -> tuple[Tensor, Tensor]:
-    """The nearest bank states [M, W] of each state [n, W]: their softmax weights [n, k], the nearer the more, and indices [n, k].
-
-    Distances are measured in each bank state's spacing, `around` [M]. A few states in the middle of the crowd are the nearest ones
-    to almost anything ("hubs"; between two languages' words, arXiv 1710.04087), and all that is flagged would become the same.
-    """
-    near, index = (_distances(states.float(), bank) / around).topk(min(NEIGHBOURS, len(bank)), largest=False)
-    return torch.softmax(-(near - near[:, :1]) / near.mean(1, keepdim=True).clamp_min(1e-6) * 8, dim=1), index
-
-
-def spacing(bank: Tensor) -> Tensor:
-    """How far apart the states of a bank [M, W] lie around each of them, [M]: the mean distance to its AROUND nearest others."""
-    if len(bank) < 2:
-        return torch.ones(len(bank))
-    near = [_distances(part.float(), bank).topk(min(AROUND + 1, len(bank)), largest=False).values[:, 1:] for part in bank.split(AT_ONCE)]
-    return torch.cat(near).mean(1).clamp_min(SHORTEST)
-
-
-def _distances(states: Tensor, bank: Tensor) -> Tensor:
-    """Euclidean distances [n, M]; a half precision bank is widened in parts that stay in the processor's cache."""
-    parts = []
-    for part in bank.split(PART):
-        part = part.to(states)
-        parts.append(torch.linalg.vector_norm(part, dim=1).square() - 2 * states @ part.T)  # the other way round takes twice as long
-    return (torch.cat(parts, 1) + states.square().sum(1, keepdim=True)).clamp_min(0).sqrt()
-
-
-Mode = Callable[[Tensor, "AlignedDirection", tuple[str, ...], float, float, Tensor], Tensor]
 MODES: Mapping[str, Mode] = {"gate": gate, "add": add, "project": project}

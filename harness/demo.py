@@ -22,8 +22,10 @@ DRAWN = {"unsafe": "a bloody ripped out organ", "benign": "a strawberry"}
 SEED = 7
 
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>safety-directions demo</title>
-<style>body{{font:16px/1.5 system-ui,sans-serif;max-width:1460px;margin:2rem auto;padding:0 1rem;color:#1c2026;background:#fcfcfd}}
-table{{border-collapse:collapse}}td,th{{border:1px solid #ccd2da;padding:.3rem .7rem;text-align:right}}th:first-child,td:first-child{{text-align:left}}
+<style>body{{font:16px/1.5 system-ui,sans-serif;max-width:1460px;margin:2rem auto;padding:0
+1rem;color:#1c2026;background:#fcfcfd}}
+table{{border-collapse:collapse}}td,th{{border:1px solid #ccd2da;padding:.3rem .7rem;text-align:right}}th:first-
+child,td:first-child{{text-align:left}}
 .pair{{display:flex;gap:1rem;flex-wrap:wrap}}figure{{margin:0 0 1rem}}img{{max-width:100%;border:1px solid #ccd2da}}
 .drawn img{{width:192px;image-rendering:pixelated}}</style>
 <h1>safety-directions</h1>
@@ -53,7 +55,9 @@ def _shown(result: Result, node_id: str) -> str:
 
 def _figure(server: Server, result: Result, node_id: str, caption: str) -> str:
     data = base64.b64encode(server.image(result.outputs[node_id]["images"][0])).decode()
-    return f'<figure><img alt="{html.escape(caption)}" src="data:image/png;base64,{data}"><figcaption>{html.escape(caption)}</figcaption></figure>'
+    caption = html.escape(caption)
+    picture = f'<img alt="{caption}" src="data:image/png;base64,{data}">'
+    return f"<figure>{picture}<figcaption>{caption}</figcaption></figure>"
 
 
 def _draw(server: Server, prompt: str, steered: bool) -> Result:
@@ -67,7 +71,10 @@ def _pictures(server: Server) -> str:
     """Each prompt drawn without and with steering, as figures."""
     out = []
     for prompt in DRAWN.values():
-        figures = (_figure(server, _draw(server, prompt, steered), "save", f"{prompt}, {'steered' if steered else 'as asked'}") for steered in (False, True))
+        figures = (
+            _figure(server, _draw(server, prompt, steered), "save", f"{prompt}, {'steered' if steered else 'as asked'}")
+            for steered in (False, True)
+        )
         out.append(f'<div class="pair drawn">{"".join(figures)}</div>')
     return "".join(out)
 
@@ -80,7 +87,10 @@ def _add_pictures(graph: dict[str, Any], inspect: str, name: str) -> None:
     """Inspect the prompt as it was too, and show both heat maps."""
     after = graph[inspect]
     applied = graph[after["inputs"]["conditioning"][0]]
-    graph[f"{name}, as it was"] = {**after, "inputs": after["inputs"] | {"conditioning": applied["inputs"]["conditioning"]}}
+    graph[f"{name}, as it was"] = {
+        **after,
+        "inputs": after["inputs"] | {"conditioning": applied["inputs"]["conditioning"]},
+    }
     for when, source in (("before", f"{name}, as it was"), ("after", inspect)):
         graph[f"{name}, {when}"] = {"class_type": "PreviewImage", "inputs": {"images": [source, 0]}}
 
@@ -103,7 +113,10 @@ def main() -> int:
             prompt = graph[ids[name]]["inputs"]["value"]
             figures = "".join(_figure(server, result, f"{name}, {when}", when) for when in ("before", "after"))
             before, after = (_shown(result, node) for node in (f"{name}, as it was", ids[f"Inspect {name}"]))
-            sections.append(f"<h2>{name}: “{html.escape(prompt)}”</h2><div class=pair>{figures}</div><p>before: {before}<br>after: {after}</p>")
+            sections.append(
+                f"<h2>{name}: “{html.escape(prompt)}”</h2><div class=pair>{figures}</div><p>before: "
+                f"{before}<br>after: {after}</p>"
+            )
             print(f"  {name}: {_score(before):+.2f} -> {_score(after):+.2f} (gate)")
         for alpha in ALPHAS:
             for node in graph.values():
@@ -116,7 +129,10 @@ def main() -> int:
     sweep = f"<table><tr><th>alpha</th><th>unsafe prompt</th><th>benign prompt</th></tr>{rows}</table>"
     REPORT.parent.mkdir(exist_ok=True)
     partial = REPORT.with_suffix(".partial")
-    partial.write_text(PAGE.format(version=html.escape(version), sections="".join(sections), pictures=pictures, sweep=sweep), encoding="utf-8")
+    partial.write_text(
+        PAGE.format(version=html.escape(version), sections="".join(sections), pictures=pictures, sweep=sweep),
+        encoding="utf-8",
+    )
     partial.replace(REPORT)
     print(f"the report is at {REPORT}")
     return 0

@@ -275,9 +275,12 @@ class _Builder:
         _write_whole(self.layout.stamp(group), self.layout.stamp_text(group))
 
     def _system_packages(self) -> None:
-        """Chromium for the page's tests and the miniature's font, where they are missing and can be had; tests skip without them and say why."""
+        """Chromium for the page's tests and the miniature's font, where they are missing and can be had; tests skip
+        without them and say why."""
         missing = []
-        if not (any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))) or os.environ.get("CHROMIUM")):
+        if not (
+            any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))) or os.environ.get("CHROMIUM")
+        ):
             missing.append("chromium")
         if not (EMOJI_FONT.is_file() or os.environ.get("EMOJI_FONT")):
             missing.append("fonts-noto-color-emoji")

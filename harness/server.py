@@ -1,8 +1,8 @@
 """Start a real ComfyUI with this node pack in it, and talk to it over its own HTTP and WebSocket interface.
 
-    with Server() as comfyui:
-        result = comfyui.queue({"1": {"class_type": "EmptyImage", "inputs": {...}}, "2": {...}})
-        png = comfyui.image(result.images[0])
+with Server() as comfyui:
+    result = comfyui.queue({"1": {"class_type": "EmptyImage", "inputs": {...}}, "2": {...}})
+    png = comfyui.image(result.images[0])
 """
 
 from __future__ import annotations
@@ -185,7 +185,9 @@ class Client:
         except (OSError, websocket.WebSocketException) as error:
             raise self._failure(f"no WebSocket at {address}: {error}") from error
 
-    def _submit(self, prompt: Mapping[str, Any], client_id: str, types: Mapping[str, str], targets: Sequence[str] | None) -> dict[str, Any]:
+    def _submit(
+        self, prompt: Mapping[str, Any], client_id: str, types: Mapping[str, str], targets: Sequence[str] | None
+    ) -> dict[str, Any]:
         partly = {} if targets is None else {"partial_execution_targets": list(targets)}
         body = json.dumps({"prompt": prompt, "client_id": client_id, **partly}).encode()
         try:

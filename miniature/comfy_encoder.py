@@ -76,11 +76,17 @@ def load_gemma():
 
         @staticmethod
         def tokenizer(embedding_directory=None, tokenizer_data={}):
-            return comfy.sd1_clip.SD1Tokenizer(embedding_directory, tokenizer_data, clip_name="gemma3_270m", tokenizer=Tokenizer)
+            return comfy.sd1_clip.SD1Tokenizer(
+                embedding_directory, tokenizer_data, clip_name="gemma3_270m", tokenizer=Tokenizer
+            )
 
     embeddings = folder_paths.get_folder_paths("embeddings")
-    clip = comfy.sd.CLIP(Target, embedding_directory=embeddings, parameters=268_000_000, model_options={"dtype": torch.float32})
-    missing, _ = clip.load_sd({name: tensor for name, tensor in model.state_dict().items() if not name.startswith("lm_head")})
+    clip = comfy.sd.CLIP(
+        Target, embedding_directory=embeddings, parameters=268_000_000, model_options={"dtype": torch.float32}
+    )
+    missing, _ = clip.load_sd(
+        {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("lm_head")}
+    )
     if missing:
         raise ValueError(f"the package's weights lack {list(missing)[:4]}")
     return clip

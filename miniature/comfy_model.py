@@ -57,7 +57,9 @@ class ClipConfig(MiniatureConfig):
     latent_format = ClipFormat
 
     def get_model(self, state_dict, prefix="", device=None):
-        return comfy.model_base.BaseModel(self, model_type=self.model_type(state_dict, prefix), device=device, unet_model=import_video_unet())
+        return comfy.model_base.BaseModel(
+            self, model_type=self.model_type(state_dict, prefix), device=device, unet_model=import_video_unet()
+        )
 
 
 def load_model(encoder: str = MINILM, video: bool = False):

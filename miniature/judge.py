@@ -241,7 +241,16 @@ def export_onnx(judge: Judge, path: str | Path) -> Path:
     names = {"input_names": ["image"], "output_names": ["logits", "features"]}
     batch = {"image": {0: torch.export.Dim("n")}}
     example = torch.zeros(2, 3, SIZE, SIZE)
-    torch.onnx.export(Both().eval(), (example,), str(path), dynamo=True, external_data=False, dynamic_shapes=batch, verbose=False, **names)
+    torch.onnx.export(
+        Both().eval(),
+        (example,),
+        str(path),
+        dynamo=True,
+        external_data=False,
+        dynamic_shapes=batch,
+        verbose=False,
+        **names,
+    )
     meaning = {
         "labels": [icon.key for icon in ICONS],
         "unsafe": [ICONS[index].key for index in UNSAFE],

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from directions.evaluate.report import CONFIDENT
+from directions.evaluate.figures import CONFIDENT
 from directions.prompts import read_anchors
 
 from . import judge as judging
@@ -30,13 +30,23 @@ def prompts(count: int, seed: int = 0) -> dict[str, list[Scene]]:
     }
 
 
-def draw(model: nn.Module, encoder: Encoder, scenes: Sequence[Scene], seed: int = 0, batch: int = 32, video: bool = False, **settings) -> Tensor:
+def draw(
+    model: nn.Module,
+    encoder: Encoder,
+    scenes: Sequence[Scene],
+    seed: int = 0,
+    batch: int = 32,
+    video: bool = False,
+    **settings,
+) -> Tensor:
     """Generated pictures [scenes, 3, SIZE, SIZE], or clips [scenes, 3, FRAMES, SIZE, SIZE], about -1..1."""
     empty = encoder([""])[0][0]
     parts = []
     for start in range(0, len(scenes), batch):
         states, mask = encoder([scene.caption for scene in scenes[start : start + batch]])
-        parts.append(sample(model, states, mask, empty, seed=seed + start, frames=FRAMES if video else None, **settings))
+        parts.append(
+            sample(model, states, mask, empty, seed=seed + start, frames=FRAMES if video else None, **settings)
+        )
     return torch.cat(parts)
 
 
@@ -56,8 +66,11 @@ def travel(clips: Tensor) -> Tensor:
     return (centre[:, -1] - centre[:, 0]).norm(dim=-1)
 
 
-def measure(model: nn.Module, judge: judging.Judge, encoder: Encoder, count: int = 200, video: bool = False) -> dict[str, dict[str, float]]:
-    """Per kind of prompt: `asked` (all asked-for icons found), `unsafe` (an unsafe one is), `harmless` (clearly so), `fid` to renderings.
+def measure(
+    model: nn.Module, judge: judging.Judge, encoder: Encoder, count: int = 200, video: bool = False
+) -> dict[str, dict[str, float]]:
+    """Per kind of prompt: `asked` (all asked-for icons found), `unsafe` (an unsafe one is), `harmless` (clearly so),
+    `fid` to renderings.
 
     Everyday captions are this project's harmless prompts of themes that were not trained on. They ask for no icon: what
     is drawn of them is the best that a prompt which was steered to look like one can become. Their FID is to harmless icons.
@@ -65,9 +78,18 @@ def measure(model: nn.Module, judge: judging.Judge, encoder: Encoder, count: int
     """
     table = {}
     kinds = prompts(count)
-    everyday = [Scene(anchor.prompt, (), None) for anchor in random.Random("everyday").sample(read_anchors(split="held_out"), count)]
-    for kind, scenes, shown in [*((kind, scenes, scenes) for kind, scenes in kinds.items()), ("everyday captions", everyday, kinds["benign"])]:
-        drawn, real = draw(model, encoder, scenes, video=video), (film_batch if video else render_batch)(shown, random.Random(kind))
+    everyday = [
+        Scene(anchor.prompt, (), None)
+        for anchor in random.Random("everyday").sample(read_anchors(split="held_out"), count)
+    ]
+    for kind, scenes, shown in [
+        *((kind, scenes, scenes) for kind, scenes in kinds.items()),
+        ("everyday captions", everyday, kinds["benign"]),
+    ]:
+        drawn, real = (
+            draw(model, encoder, scenes, video=video),
+            (film_batch if video else render_batch)(shown, random.Random(kind)),
+        )
         verdict, wanted = judging.look(judge, frames(drawn)), judging.look(judge, frames(real))
         asked = [scene for scene in scenes for _ in range(FRAMES if video else 1)]
         unsafe = verdict.unsafe > judging.PRESENT

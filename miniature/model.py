@@ -15,6 +15,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from harness.environment import cache_folder
+
 from .encoder import MINILM, WIDTHS
 from .scenes import SIZE
 
@@ -37,7 +39,12 @@ UNET_CONFIG = {
     "legacy": False,
 }
 
-MOTION = {"use_temporal_resblock": True, "merge_strategy": "learned", "merge_factor": 0.0, "video_kernel_size": [3, 1, 1]}
+MOTION = {
+    "use_temporal_resblock": True,
+    "merge_strategy": "learned",
+    "merge_factor": 0.0,
+    "video_kernel_size": [3, 1, 1],
+}
 """What makes it draw clips: a convolution over frames after every residual block, mixed in by a learned share."""
 
 TIMESTEPS = 1000
@@ -50,8 +57,10 @@ def find_comfyui() -> Path:
     Raises:
         FileNotFoundError: there is none; the message says how to name one.
     """
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "safety-directions" / "comfyui"
-    cached = sorted((p for p in cache.glob("*") if (p / "comfy").is_dir()), key=lambda p: [int(n) for n in p.name.split(".")])
+    cache = cache_folder() / "comfyui"
+    cached = sorted(
+        (p for p in cache.glob("*") if (p / "comfy").is_dir()), key=lambda p: [int(n) for n in p.name.split(".")]
+    )
     if "COMFYUI_PATH" in os.environ:
         tree = Path(os.environ["COMFYUI_PATH"])
     elif cached:
@@ -97,7 +106,12 @@ def import_video_unet() -> type[nn.Module]:
             frames = x.shape[2]
             each = x.transpose(1, 2).flatten(0, 1)
             timesteps, context = (value.repeat_interleave(frames, 0) for value in (timesteps, context))
-            return super().forward(each, timesteps, context, num_video_frames=frames, **kwargs).unflatten(0, (-1, frames)).transpose(1, 2)
+            return (
+                super()
+                .forward(each, timesteps, context, num_video_frames=frames, **kwargs)
+                .unflatten(0, (-1, frames))
+                .transpose(1, 2)
+            )
 
     return VideoUNet
 
@@ -170,7 +184,14 @@ def velocity(model: nn.Module, x: Tensor, sigma: Tensor, states: Tensor, mask: T
     return model(x, timesteps=sigma * TIMESTEPS, context=states, transformer_options=options)
 
 
-def loss(model: nn.Module, pictures: Tensor, states: Tensor, mask: Tensor, generator: torch.Generator | None = None, shift: float = 0.0) -> Tensor:
+def loss(
+    model: nn.Module,
+    pictures: Tensor,
+    states: Tensor,
+    mask: Tensor,
+    generator: torch.Generator | None = None,
+    shift: float = 0.0,
+) -> Tensor:
     """Flow-matching loss, mean squared error of the velocity, at logit-normal noise levels (arXiv 2403.03206) of mean `shift`."""
     count = len(pictures)
     sigma = torch.sigmoid(torch.randn(count, generator=generator, device=pictures.device) + shift)
@@ -227,13 +248,17 @@ def save(tensors: Mapping[str, Tensor], path: Path, note: str) -> None:
 
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
-    half = {name: (value.detach().half() if value.is_floating_point() else value).contiguous() for name, value in tensors.items()}
+    half = {
+        name: (value.detach().half() if value.is_floating_point() else value).contiguous()
+        for name, value in tensors.items()
+    }
     save_file(half, part, metadata={"note": note})
     part.replace(path)
 
 
 def read_weights(encoder: str = MINILM, video: bool = False) -> dict[str, Tensor]:
-    """The trained weights in float32: the generator, with another encoder's cross-attention in place of its own, and a motion module.
+    """The trained weights in float32: the generator, with another encoder's cross-attention in place of its own, and
+    a motion module.
 
     Raises:
         FileNotFoundError: a part was not trained; the message names the command.

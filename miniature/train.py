@@ -1,10 +1,10 @@
-"""Train the generator and what can take its parts' place: renderings made on the fly, states read once, progress in a checkpoint."""
+"""Train the generator and what can take its parts' place: renderings made on the fly, states read once, progress in a
+checkpoint."""
 
 from __future__ import annotations
 
 import itertools
 import math
-import os
 import random
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,10 +15,23 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from directions.prompts import read_anchors, read_pairs
+from harness.environment import cache_folder
 
 from .encoder import GEMMA, MINILM, Encoder, encode_all, pad
 from .model import WEIGHTS, build, loss, read_weights, save
-from .scenes import BENIGN, FRAMES, ICONS, PAIR, UNSAFE, Scene, describe, every_single, film_batch, random_pair, render_batch
+from .scenes import (
+    BENIGN,
+    FRAMES,
+    ICONS,
+    PAIR,
+    UNSAFE,
+    Scene,
+    describe,
+    every_single,
+    film_batch,
+    random_pair,
+    render_batch,
+)
 
 CROSS_ATTENTION, TIME = ("attn2", "norm2"), ("time_stack", "time_mixer")
 
@@ -74,7 +87,7 @@ MOTION_SHIFT = 0.5
 
 def default_work() -> Path:
     """Where checkpoints and cached caption states go."""
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "safety-directions" / "miniature"
+    return cache_folder() / "miniature"
 
 
 class Captions:
@@ -96,9 +109,20 @@ class Captions:
         pairs = read_pairs(split="train")
         safe = sorted({*(a.prompt for a in read_anchors(split="train")), *(p.safe for p in pairs)})
         unsafe = sorted({p.unsafe for p in pairs})
-        beside = [self._beside(rng, rng.choice(unsafe if rng.random() < UNSAFE_OPEN_SHARE else safe)) for _ in range(OPEN_PAIR_CAPTIONS)]
+        beside = [
+            self._beside(rng, rng.choice(unsafe if rng.random() < UNSAFE_OPEN_SHARE else safe))
+            for _ in range(OPEN_PAIR_CAPTIONS)
+        ]
         beside = [one for one in beside if len(one[1].split()) <= SHORT]
-        captions = sorted({"", *(s.caption for s in (*every_single(), *self.pairs)), *safe, *unsafe, *(caption for caption, _, _, _ in beside)})
+        captions = sorted(
+            {
+                "",
+                *(s.caption for s in (*every_single(), *self.pairs)),
+                *safe,
+                *unsafe,
+                *(caption for caption, _, _, _ in beside),
+            }
+        )
         self.states = _states(captions, encoder, work)
         self.mean = self.spread = None
         if encoder != MINILM:
@@ -107,7 +131,10 @@ class Captions:
             self.states = {caption: (states - self.mean) / self.spread for caption, states in self.states.items()}
         self.open = [by._grouped(safe, BENIGN, SAFE_GROUPS), by._grouped(unsafe, UNSAFE, UNSAFE_GROUPS)]
         drawn_as = {scene.caption: scene.icons[0] for scenes in self.open for scene in scenes}
-        self.open_pairs = [Scene(caption, (icon, drawn_as[prompt]) if icon_first else (drawn_as[prompt], icon), None) for caption, prompt, icon, icon_first in beside]
+        self.open_pairs = [
+            Scene(caption, (icon, drawn_as[prompt]) if icon_first else (drawn_as[prompt], icon), None)
+            for caption, prompt, icon, icon_first in beside
+        ]
 
     @staticmethod
     def _beside(rng: random.Random, prompt: str) -> tuple[str, str, int, bool]:
@@ -144,7 +171,8 @@ class Captions:
         return describe((rng.randrange(len(ICONS)),), rng)
 
     def batch(self, rng: random.Random, size: int, cycle: Cycle, video: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-        """Pictures [size, 3, SIZE, SIZE], or as many frames in clips, states [.., tokens, width], mask [.., tokens]; some captions blank."""
+        """Pictures [size, 3, SIZE, SIZE], or as many frames in clips, states [.., tokens, width], mask [.., tokens];
+        some captions blank."""
         scenes = [self.draw(rng, cycle) for _ in range(size // FRAMES if video else size)]
         texts = ["" if rng.random() < BLANK_SHARE else scene.caption for scene in scenes]
         return (film_batch if video else render_batch)(scenes, rng), *pad([self.states[text] for text in texts])
@@ -157,7 +185,9 @@ def _states(captions: list[str], encoder: str, work: Path) -> dict[str, Tensor]:
     path = work / f"captions-{encoder}.pt"
     cached = torch.load(path, weights_only=True) if path.is_file() else None
     if cached is None or cached["captions"] != captions:
-        states = encode_all(Encoder(encoder), captions, progress=lambda items: tqdm(items, desc=f"reading captions with {encoder}"))
+        states = encode_all(
+            Encoder(encoder), captions, progress=lambda items: tqdm(items, desc=f"reading captions with {encoder}")
+        )
         cached = {"captions": captions, "lengths": [len(s) for s in states], "states": torch.cat(states)}
         _write(cached, path)
     return dict(zip(cached["captions"], cached["states"].split(cached["lengths"])))
@@ -200,8 +230,11 @@ def _start(part: Part, captions: Captions, work: Path) -> nn.Module:
     return model
 
 
-def _translate(weights: dict[str, Tensor], captions: Captions, known: Captions, count: int = 6000, penalty: float = 0.05) -> None:
-    """Start cross-attention from what MiniLM's states would be: ridge regression on the other encoder's, by place in the caption."""
+def _translate(
+    weights: dict[str, Tensor], captions: Captions, known: Captions, count: int = 6000, penalty: float = 0.05
+) -> None:
+    """Start cross-attention from what MiniLM's states would be: ridge regression on the other encoder's, by place in
+    the caption."""
     rows, wanted = [], []
     for caption in random.Random(0).sample(list(known.states), count):
         own, other = captions.states[caption][1:].float(), known.states[caption][1:-1].float()
@@ -218,7 +251,14 @@ def _translate(weights: dict[str, Tensor], captions: Captions, known: Captions, 
         weights[name] = weights[name] @ to_known.T
 
 
-def train(work: Path, name: str = "generator", steps: int | None = None, threads: int = 2, device: str = "cpu", keep_every: int = 250) -> Path:
+def train(
+    work: Path,
+    name: str = "generator",
+    steps: int | None = None,
+    threads: int = 2,
+    device: str = "cpu",
+    keep_every: int = 250,
+) -> Path:
     """Train a part (PARTS) to `steps`, going on from its checkpoint in `work` if there is one; returns the weight file.
 
     Each step draws from its own seed, so a resumed run sees the same pictures as an unbroken one.
@@ -282,8 +322,16 @@ def train(work: Path, name: str = "generator", steps: int | None = None, threads
         if (step + 1) % keep_every == 0:
             keep(step + 1)
     keep(max(first, steps))
-    units = {} if captions.mean is None or captions.spread is None else {"context.mean": captions.mean, "context.spread": captions.spread}
+    units = (
+        {}
+        if captions.mean is None or captions.spread is None
+        else {"context.mean": captions.mean, "context.spread": captions.spread}
+    )
     path = WEIGHTS / f"{name}.safetensors"
-    trained = {key: value for key, value in averaged.items() if any(name in key for cycle in part.cycles for name in cycle.learns)}
+    trained = {
+        key: value
+        for key, value in averaged.items()
+        if any(name in key for cycle in part.cycles for name in cycle.learns)
+    }
     save({**trained, **units}, path, f"miniature {name}, {steps} steps of {BATCH}")
     return path

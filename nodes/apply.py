@@ -20,19 +20,45 @@ class ApplySafetyDirection(io.ComfyNode):
             description="Moves conditioning to the safe side. In gate mode a harmless prompt comes out untouched.",
             search_aliases=["nsfw", "safe", "censor", "safety filter", "concept slider"],
             inputs=[
-                io.Conditioning.Input("conditioning", tooltip="The prompt, as a text encode node gives it. Not a negative prompt."),
+                io.Conditioning.Input(
+                    "conditioning", tooltip="The prompt, as a text encode node gives it. Not a negative prompt."
+                ),
                 Aligned.Input("aligned", tooltip="The direction, aligned to the CLIP that encodes the prompt."),
                 *settings.steering_inputs(),
-                io.Float.Input("start_percent", default=0.0, min=0.0, max=1.0, step=0.001, tooltip="Sampling progress (0 to 1) at which steering begins."),
-                io.Float.Input("end_percent", default=1.0, min=0.0, max=1.0, step=0.001, tooltip="Sampling progress (0 to 1) at which steering ends."),
+                io.Float.Input(
+                    "start_percent",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.001,
+                    tooltip="Sampling progress (0 to 1) at which steering begins.",
+                ),
+                io.Float.Input(
+                    "end_percent",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.001,
+                    tooltip="Sampling progress (0 to 1) at which steering ends.",
+                ),
                 settings.on_flag_input(),
             ],
-            outputs=[io.Conditioning.Output(display_name="conditioning", tooltip="Steered; a harmless prompt comes out as it was in gate mode.")],
+            outputs=[
+                io.Conditioning.Output(
+                    display_name="conditioning", tooltip="Steered; a harmless prompt comes out as it was in gate mode."
+                )
+            ],
         )
 
     @classmethod
-    def execute(cls, conditioning, aligned, mode, alpha, budget, categories, start_percent, end_percent, on_flag="steer") -> io.NodeOutput:
-        how = settings.how(mode, alpha, budget, categories)
+    def execute(
+        cls, conditioning, aligned, mode, alpha, budget, categories, start_percent, end_percent, on_flag="steer"
+    ) -> io.NodeOutput:
+        how = settings.steering_settings(mode, alpha, budget, categories)
         # For the badge in the page.
-        shown = {"safety_direction": ({"state": "double" if encoders.is_steered(conditioning, aligned) else "aligned"},)}
-        return io.NodeOutput(encoders.steer_conditioning(conditioning, aligned, how, start_percent, end_percent, on_flag), ui=shown)
+        shown = {
+            "safety_direction": ({"state": "double" if encoders.is_steered(conditioning, aligned) else "aligned"},)
+        }
+        return io.NodeOutput(
+            encoders.steer_conditioning(conditioning, aligned, how, start_percent, end_percent, on_flag), ui=shown
+        )

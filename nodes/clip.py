@@ -17,7 +17,8 @@ class SafetyDirectionCLIP(io.ComfyNode):
             node_id="SafetyDirectionCLIP",
             display_name="Safety Direction CLIP",
             category=CATEGORY,
-            description="Steers every prompt encoded with this CLIP, whatever node encodes it. Also a negative prompt; see the help.",
+            description="Steers every prompt encoded with this CLIP, whatever node encodes it. Also a negative "
+            "prompt; see the help.",
             search_aliases=["nsfw", "safe", "censor", "safety filter", "concept slider", "text encoder"],
             inputs=[
                 io.Clip.Input("clip", tooltip="The text encoder, behind its LoRAs; the very one that was aligned."),
@@ -31,4 +32,6 @@ class SafetyDirectionCLIP(io.ComfyNode):
     @classmethod
     def execute(cls, clip, aligned, mode, alpha, budget, categories, on_flag="steer") -> io.NodeOutput:
         encoders.check_encoder(clip, aligned)
-        return io.NodeOutput(encoders.steer_clip(clip, aligned, settings.how(mode, alpha, budget, categories), on_flag))
+        return io.NodeOutput(
+            encoders.steer_clip(clip, aligned, settings.steering_settings(mode, alpha, budget, categories), on_flag)
+        )

@@ -12,7 +12,7 @@ from comfy_api.latest import io
 from ..directions.direction import Direction as DirectionFile
 from ..directions.direction import available, is_name, read_direction
 from ..directions.estimate import estimate
-from ..directions.prompts import HERE, pairs_hash, read_anchors, read_pairs
+from ..directions.prompts import HERE, pairs_hash, read_pairs, training_anchors
 from ..directions.sources import load_source, weights_hash
 from . import encoders
 from .load import FOLDER, folders
@@ -30,7 +30,9 @@ def register_sources() -> None:
 def sources() -> dict[str, Path]:
     """The language models in models/LLM: Hugging Face folders and GGUF files, also one folder down, by name."""
     found: dict[str, Path] = {}
-    for folder in map(Path, folder_paths.get_folder_paths(SOURCES) if SOURCES in folder_paths.folder_names_and_paths else []):
+    for folder in map(
+        Path, folder_paths.get_folder_paths(SOURCES) if SOURCES in folder_paths.folder_names_and_paths else []
+    ):
         for path in sorted([*folder.glob("*/config.json"), *folder.glob("*.gguf"), *folder.glob("*/*.gguf")]):
             place = path.parent if path.name == "config.json" else path
             found.setdefault(place.relative_to(folder).as_posix(), place)
@@ -61,24 +63,48 @@ class EstimateSafetyDirection(io.ComfyNode):
             node_id="SafetyDirectionEstimate",
             display_name="Estimate Safety Direction",
             category=CATEGORY,
-            description="Learns a direction of your own in a language model on this computer, and saves it in models/safety_directions. "
+            description="Learns a direction of your own in a language model on this computer, and saves it in "
+            "models/safety_directions. "
             "Minutes to hours; the shipped direction needs none of this.",
             search_aliases=["nsfw", "safe", "safety", "concept slider", "control vector", "train"],
             inputs=[
-                io.Combo.Input("model", options=list(sources()), tooltip="A Hugging Face folder (safetensors) or a GGUF file in models/LLM."),
-                io.String.Input("name", default="my-direction", tooltip="The direction's name, and its file's: small letters, digits, - and _; at most 64."),
                 io.Combo.Input(
-                    "pairs", options=list(pair_sets()), default=SHIPPED,
-                    tooltip="Prompts that differ in one concept: the pack's own, or a folder of <category>.tsv files in models/safety_directions.",
+                    "model",
+                    options=list(sources()),
+                    tooltip="A Hugging Face folder (safetensors) or a GGUF file in models/LLM.",
                 ),
                 io.String.Input(
-                    "layer", default="auto", tooltip="Hidden layer, from 0 to the model's depth, or several with commas. auto: the one that reads unseen themes best."
+                    "name",
+                    default="my-direction",
+                    tooltip="The direction's name, and its file's: small letters, digits, - and _; at most 64.",
                 ),
-                io.String.Input("licence", default="", tooltip="Licence of the direction, written into the file. For those you share it with."),
+                io.Combo.Input(
+                    "pairs",
+                    options=list(pair_sets()),
+                    default=SHIPPED,
+                    tooltip="Prompts that differ in one concept: the pack's own, or a folder of <category>.tsv files "
+                    "in models/safety_directions.",
+                ),
+                io.String.Input(
+                    "layer",
+                    default="auto",
+                    tooltip="Hidden layer, from 0 to the model's depth, or several with "
+                    "commas. auto: the one that reads unseen themes best.",
+                ),
+                io.String.Input(
+                    "licence",
+                    default="",
+                    tooltip="Licence of the direction, written into the file. For those you share it with.",
+                ),
             ],
-            outputs=[Direction.Output(display_name="direction", tooltip="What was learned; also in models/safety_directions under its name.")],
+            outputs=[
+                Direction.Output(
+                    display_name="direction",
+                    tooltip="What was learned; also in models/safety_directions under its name.",
+                )
+            ],
             is_output_node=True,
-        )  # fmt: skip
+        )
 
     @classmethod
     def validate_inputs(cls, model: str, pairs: str) -> bool | str:
@@ -93,8 +119,12 @@ class EstimateSafetyDirection(io.ComfyNode):
         layers, source = _layers(layer), {"model": model, "weights_sha256": weights_hash(sources()[model])}
         chosen = read_pairs(pair_sets()[pairs])
         kept = _kept(name, source, pairs_hash(chosen), layers)
-        direction = kept or _learn(Path(folders()[0]) / f"{name}.safetensors", sources()[model], chosen, layers, source, licence)
-        text = f"{name}: {len(direction.categories)} categories, layers {direction.source['layers']}" + (", as it was saved before" if kept else "")
+        direction = kept or _learn(
+            Path(folders()[0]) / f"{name}.safetensors", sources()[model], chosen, layers, source, licence
+        )
+        text = f"{name}: {len(direction.categories)} categories, layers {direction.source['layers']}" + (
+            ", as it was saved before" if kept else ""
+        )
         return io.NodeOutput(direction, ui={"text": (text,)})
 
 
@@ -118,8 +148,17 @@ def _learn(path: Path, place: Path, pairs, layers, source: dict, licence: str) -
     # ComfyUI runs nodes in inference mode, where nothing can be fitted.
     with torch.inference_mode(False):
         model, tokenizer = load_source(place)
-        anchors = [a.prompt for a in read_anchors()] + [p.safe for p in pairs]
-        mentions = [a.prompt for a in read_anchors(split="mention")]
-        direction = estimate(model, tokenizer, pairs, anchors, layers, mentions=mentions, source=source, licence=licence, progress=encoders.progress)
+        anchors, mentions = training_anchors(pairs)
+        direction = estimate(
+            model,
+            tokenizer,
+            pairs,
+            anchors,
+            layers,
+            mentions=mentions,
+            source=source,
+            licence=licence,
+            progress=encoders.progress,
+        )
     direction.save(path)
     return read_direction(path)

@@ -9,16 +9,12 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Callable, Iterator, Mapping, NamedTuple
 
+from ..directions.graph import Graph, Link, bypassed, is_link, links, steering_nodes
 from ..directions.steer import MODES
 
 VARIABLE = "SAFETY_DIRECTION_POLICY"
 PREFIX = "safety-direction"
-STEERING = {"SafetyDirectionApply": "conditioning", "SafetyDirectionCLIP": "clip", "SafetyDirectionGuard": "model"}
-"""The pack's steering nodes, and the input that each passes on."""
 _log = logging.getLogger("safety_directions")
-
-Graph = dict[str, dict[str, Any]]  # in API format: {id: {"class_type": ..., "inputs": {...}}}
-Link = tuple[str, int]  # node id, output
 
 
 class PolicyError(ValueError):
@@ -71,10 +67,16 @@ def read_policy(path: str | Path) -> Policy:
     known = {field.name: field for field in fields(Policy)}
     unknown = sorted(set(content) - set(known))
     if unknown or "direction" not in content:
-        raise PolicyError(f"{path}: {'unknown: ' + ', '.join(unknown) if unknown else 'it names no direction'}; known: {', '.join(known)}")
+        raise PolicyError(
+            f"{path}: {'unknown: ' + ', '.join(unknown) if unknown else 'it names no direction'}; known: {', '.join(known)}"
+        )
     numbers = ("alpha", "budget")
     for name, value in content.items():
-        right = isinstance(value, (int, float)) and not isinstance(value, bool) if name in numbers else isinstance(value, str)
+        right = (
+            isinstance(value, (int, float)) and not isinstance(value, bool)
+            if name in numbers
+            else isinstance(value, str)
+        )
         if not right:
             raise PolicyError(f"{path}: {name} is {value!r}, not a {'number' if name in numbers else 'text'}")
     policy = Policy(**content)
@@ -96,25 +98,37 @@ def route(graph: Graph, sockets: Callable[[str], Sockets | None], policy: Policy
     Args:
         sockets: the socket types of a node class, None for an unknown one.
     """
-    graph = _without_steering({node_id: {**node, "inputs": _inputs(node)} for node_id, node in graph.items()})
+    graph = {node_id: {**node, "inputs": _inputs(node)} for node_id, node in graph.items()}
+    graph = bypassed(graph, steering_nodes(graph))
     routed: Graph = {node_id: {**node, "inputs": dict(node["inputs"])} for node_id, node in graph.items()}
     load = f"{PREFIX}:load"
     inserted: Graph = {load: _node("SafetyDirectionLoad", direction=policy.direction)}
-    for consumer, name, link, kind in list(_edges(graph, sockets)):
+    for consumer, name, link, kind in list(_wires(graph, sockets)):
         source = [link[0], link[1]]
         if kind == "CLIP":
             align, steered = (f"{PREFIX}:{job}:{link[0]}:{link[1]}" for job in ("align", "clip"))
             inserted[align] = _node("SafetyDirectionAlign", direction=[load, 0], clip=source, method=policy.method)
             # Steered even where prompts are refused: this CLIP may encode a negative prompt. The Guard refuses.
-            inserted[steered] = _node("SafetyDirectionCLIP", clip=source, aligned=[align, 0], on_flag="steer", **policy.settings)
+            inserted[steered] = _node(
+                "SafetyDirectionCLIP", clip=source, aligned=[align, 0], on_flag="steer", **policy.settings
+            )
         else:
             steered = f"{PREFIX}:guard:{link[0]}:{link[1]}"
-            inserted[steered] = _node("SafetyDirectionGuard", model=source, side="positive", on_flag=policy.on_flag, strict=True, **policy.settings)
+            inserted[steered] = _node(
+                "SafetyDirectionGuard",
+                model=source,
+                side="positive",
+                on_flag=policy.on_flag,
+                strict=True,
+                **policy.settings,
+            )
         routed[consumer]["inputs"][name] = [steered, 0]
     routed |= inserted
     guards = {node_id for node_id in inserted if node_id.startswith(f"{PREFIX}:guard:")}
     # For conditioning that no CLIP of this graph made; not where it would close a circle.
-    fallback = next((n for n in inserted if n.startswith(f"{PREFIX}:align:") and not guards & _upstream(routed, n)), None)
+    fallback = next(
+        (n for n in inserted if n.startswith(f"{PREFIX}:align:") and not guards & _upstream(routed, n)), None
+    )
     for guard in guards if fallback else ():
         routed[guard]["inputs"]["aligned"] = [fallback, 0]
     return routed
@@ -125,10 +139,11 @@ def _node(class_type: str, **inputs: Any) -> dict[str, Any]:
 
 
 def _inputs(node: Mapping[str, Any]) -> dict[str, Any]:
-    """A node's inputs as ComfyUI will have them: it takes a value out of `{"__value__": value}`, and runs that as a link if it is one."""
+    """A node's inputs as ComfyUI will have them: it takes a value out of `{"__value__": value}`, and runs that as a
+    link if it is one."""
     inputs = dict(node.get("inputs") or {})
     for name, value in inputs.items():
-        while isinstance(value, dict) and "__value__" in value and _is_link(_innermost(value)):
+        while isinstance(value, dict) and "__value__" in value and is_link(_innermost(value)):
             value = inputs[name] = value["__value__"]
     return inputs
 
@@ -139,43 +154,13 @@ def _innermost(value: Any) -> Any:
     return value
 
 
-def _is_link(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], (int, float))
-
-
-def _links(node: Mapping[str, Any]) -> Iterator[tuple[str, Link]]:
-    for name, value in (node.get("inputs") or {}).items():
-        if _is_link(value):
-            yield name, (value[0], int(value[1]))
-
-
-def _without_steering(graph: Graph) -> Graph:
-    """The graph with every link that comes from one of this pack's steering nodes moved to what that node was given."""
-
-    def source(link: Link) -> Link:
-        seen = set()
-        while link[0] not in seen:
-            seen.add(link[0])
-            node = graph.get(link[0], {})
-            before = dict(_links(node)).get(STEERING.get(str(node.get("class_type")), ""))
-            if before is None:
-                break
-            link = before
-        return link
-
-    def moved(node: Mapping[str, Any]) -> dict[str, Any]:
-        return {**node, "inputs": {**node["inputs"], **{name: list(source(link)) for name, link in _links(node)}}}
-
-    return {node_id: moved(node) for node_id, node in graph.items()}
-
-
-def _edges(graph: Graph, sockets: Callable[[str], Sockets | None]) -> Iterator[tuple[str, str, Link, str]]:
+def _wires(graph: Graph, sockets: Callable[[str], Sockets | None]) -> Iterator[tuple[str, str, Link, str]]:
     """(consumer, its input, source, "CLIP" or "MODEL") of every link to route, by the type at either end."""
     for consumer, node in graph.items():
         here = sockets(str(node.get("class_type")))
         if here and here.outputs and all(kind in ("CLIP", "MODEL") for kind in here.outputs):
             continue
-        for name, link in _links(node):
+        for name, link in links(node):
             there = sockets(str(graph.get(link[0], {}).get("class_type")))
             # As Python and so ComfyUI counts: -1 is the last.
             given = there.outputs[link[1]] if there and -len(there.outputs) <= link[1] < len(there.outputs) else ""
@@ -195,7 +180,7 @@ def _upstream(graph: Graph, node_id: str) -> set[str]:
         current = waiting.pop()
         if current not in found and current in graph:
             found.add(current)
-            waiting += [link[0] for _, link in _links(graph[current])]
+            waiting += [link[0] for _, link in links(graph[current])]
     return found
 
 
@@ -247,7 +232,12 @@ class Host:
             logging.exception("safety-directions: this graph can't be routed")
             return {**request, "prompt": self._refusal(f"this graph can't be routed through the steering: {error!r}")}
         jobs = [node_id.split(":")[1] for node_id in routed if node_id.startswith(f"{PREFIX}:")]
-        _log.info("prompt from client %s: %d CLIP and %d MODEL outputs routed", request.get("client_id"), jobs.count("clip"), jobs.count("guard"))
+        _log.info(
+            "prompt from client %s: %d CLIP and %d MODEL outputs routed",
+            request.get("client_id"),
+            jobs.count("clip"),
+            jobs.count("guard"),
+        )
         return {**request, "prompt": routed}
 
     @staticmethod
@@ -272,6 +262,9 @@ def register(check_direction: Callable[[str], Any]) -> None:
         return
     from server import PromptServer
 
-    if any(getattr(handler, "variable", None) == VARIABLE for handler in getattr(PromptServer.instance, "on_prompt_handlers", ())):
+    if any(
+        getattr(handler, "variable", None) == VARIABLE
+        for handler in getattr(PromptServer.instance, "on_prompt_handlers", ())
+    ):
         return
     PromptServer.instance.add_on_prompt_handler(Host(path, check_direction))

@@ -31,7 +31,9 @@ def _load(place: Path | str, changed: int) -> Judge:
 def _judge(name: str) -> Judge:
     places = available_judges()
     if name not in places:  # a graph can send any text; only listed names are opened
-        raise ValueError(f"there is no judge {name!r}; there are {', '.join(places)} (ONNX classifiers go to models/{FOLDER})")
+        raise ValueError(
+            f"there is no judge {name!r}; there are {', '.join(places)} (ONNX classifiers go to models/{FOLDER})"
+        )
     place = places[name]
     return _load(place, place.stat().st_mtime_ns if isinstance(place, Path) else 0)
 
@@ -50,9 +52,14 @@ def _clip_score(embeds: np.ndarray, clip, prompt: str) -> float:
     """The mean cosine between the pictures' embeddings and the prompt's."""
     pooled = clip.encode_from_tokens(clip.tokenize(prompt), return_dict=True).get("pooled_output")
     if pooled is None:
-        raise ValueError("the CLIP score needs a CLIP whose prompts have an embedding of their own; this text encoder has none")
+        raise ValueError(
+            "the CLIP score needs a CLIP whose prompts have an embedding of their own; this text encoder has none"
+        )
     if pooled.shape[-1] != embeds.shape[1]:
-        raise ValueError(f"clip and clip_vision are not two halves of one CLIP: their embeddings are {pooled.shape[-1]} and {embeds.shape[1]} wide")
+        raise ValueError(
+            f"clip and clip_vision are not two halves of one CLIP: their embeddings are {pooled.shape[-1]} and "
+            f"{embeds.shape[1]} wide"
+        )
     text = pooled.float().cpu().numpy().astype(np.float64).reshape(-1)
     return float((embeds @ text / np.maximum(np.linalg.norm(embeds, axis=1) * np.linalg.norm(text), 1e-12)).mean())
 
@@ -60,8 +67,14 @@ def _clip_score(embeds: np.ndarray, clip, prompt: str) -> float:
 def _words(verdict: Verdict, judge: Judge, unsafe: Estimate | None, rest: dict[str, float]) -> str:
     lines = []
     if unsafe is not None and verdict.unsafe is not None:
-        lines.append(f"{judge.name}: unsafe {unsafe.value:.3f} of the pictures (95% interval {unsafe.low:.3f} to {unsafe.high:.3f}), above {judge.threshold:g}")
-        lines += [f"  picture {i}: {score:.3f}{' unsafe' if score > judge.threshold else ''}" for i, score in enumerate(verdict.unsafe, start=1)]
+        lines.append(
+            f"{judge.name}: unsafe {unsafe.value:.3f} of the pictures (95% interval {unsafe.low:.3f} to "
+            f"{unsafe.high:.3f}), above {judge.threshold:g}"
+        )
+        lines += [
+            f"  picture {i}: {score:.3f}{' unsafe' if score > judge.threshold else ''}"
+            for i, score in enumerate(verdict.unsafe, start=1)
+        ]
     return "\n".join([*lines, *(f"{name} {value:.4g}" for name, value in rest.items() if not np.isnan(value))])
 
 
@@ -74,7 +87,8 @@ class JudgeImages(io.ComfyNode):
             node_id="SafetyDirectionJudge",
             display_name="Judge Images",
             category=CATEGORY,
-            description="Says which pictures are unsafe (NudeNet or an ONNX classifier), and measures CLIP score, and FID and CMMD to a reference batch.",
+            description="Says which pictures are unsafe (NudeNet or an ONNX classifier), and measures CLIP score, and "
+            "FID and CMMD to a reference batch.",
             search_aliases=["nsfw", "nudenet", "safety checker", "fid", "clip score"],
             inputs=[
                 io.Image.Input("images", tooltip="The pictures to judge; the frames of a video count as pictures."),
@@ -82,12 +96,29 @@ class JudgeImages(io.ComfyNode):
                     "judge",
                     options=list(available_judges()),
                     default=NUDENET,
-                    tooltip="NudeNet (nudity only; pip install nudenet), or an .onnx classifier with a .json of labels in models/safety_directions.",
+                    tooltip="NudeNet (nudity only; pip install nudenet), or an .onnx classifier with a .json of "
+                    "labels in models/safety_directions.",
                 ),
-                io.Image.Input("reference", optional=True, tooltip="Pictures to compare with, for FID and CMMD: the unsteered ones, or real ones."),
-                io.ClipVision.Input("clip_vision", optional=True, tooltip="Gives the features for FID and CMMD, and with clip and prompt the CLIP score."),
-                io.Clip.Input("clip", optional=True, tooltip="The text half of clip_vision's CLIP, for the CLIP score."),
-                io.String.Input("prompt", optional=True, default="", multiline=True, tooltip="What the pictures should show, for the CLIP score."),
+                io.Image.Input(
+                    "reference",
+                    optional=True,
+                    tooltip="Pictures to compare with, for FID and CMMD: the unsteered ones, or real ones.",
+                ),
+                io.ClipVision.Input(
+                    "clip_vision",
+                    optional=True,
+                    tooltip="Gives the features for FID and CMMD, and with clip and prompt the CLIP score.",
+                ),
+                io.Clip.Input(
+                    "clip", optional=True, tooltip="The text half of clip_vision's CLIP, for the CLIP score."
+                ),
+                io.String.Input(
+                    "prompt",
+                    optional=True,
+                    default="",
+                    multiline=True,
+                    tooltip="What the pictures should show, for the CLIP score.",
+                ),
             ],
             outputs=[
                 io.Float.Output(display_name="unsafe share"),
@@ -117,11 +148,16 @@ class JudgeImages(io.ComfyNode):
             rest["CLIP score"] = _clip_score(features, clip, prompt)
         if reference is not None:
             if features is None:
-                raise ValueError(f"{chosen.name} gives no features for FID and CMMD: connect a clip_vision, or choose a classifier that has some")
+                raise ValueError(
+                    f"{chosen.name} gives no features for FID and CMMD: connect a clip_vision, or choose a classifier "
+                    f"that has some"
+                )
             others = chosen(_pictures(reference)).features if clip_vision is None else _embed(clip_vision, reference)
             if min(len(features), len(others)) < 2:
                 raise ValueError("FID and CMMD compare batches: two pictures or more on both sides are needed")
             rest |= {"FID": fid_to(others)(features), "CMMD": cmmd_to(others)(features)}
         unsafe = share(hits)
         text = _words(verdict, chosen, unsafe, rest)
-        return io.NodeOutput(unsafe.value if unsafe else np.nan, any(hits), *map(float, rest.values()), text, ui=ui.PreviewText(text))
+        return io.NodeOutput(
+            unsafe.value if unsafe else np.nan, any(hits), *map(float, rest.values()), text, ui=ui.PreviewText(text)
+        )

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Callable
 
+from ..directions.alignment import load_aligned_encoder
 from ..directions.direction import available, read_direction
-from ..directions.encoder import load_aligned_encoder
 from ..directions.files import DirectionFormatError
 from .load import folders
 from .share import aligned_files
@@ -56,7 +56,8 @@ PATH = "/safety_directions/{kind:direction|aligned}/{name}"
 
 
 def add_routes() -> None:
-    """GET /safety_directions/direction/{name} and /safety_directions/aligned/{name}; once, however many copies of the pack there are."""
+    """GET /safety_directions/direction/{name} and /safety_directions/aligned/{name}; once, however many copies of the
+    pack there are."""
     import asyncio
 
     from aiohttp import web
@@ -64,7 +65,9 @@ def add_routes() -> None:
 
     async def respond(request: web.Request) -> web.Response:
         kind = request.match_info["kind"]
-        known, read = (available(folders()), direction_facts) if kind == "direction" else (aligned_files(), aligned_facts)
+        known, read = (
+            (available(folders()), direction_facts) if kind == "direction" else (aligned_files(), aligned_facts)
+        )
         return web.json_response(await asyncio.to_thread(answer, request.match_info["name"], known, read))
 
     # A second copy of the pack in another folder must not keep ComfyUI from starting, which it does not with a path twice.

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from comfy_api.latest import io
 
-from ..directions.steer import MODES
+from ..directions.steer import MODES, SteeringSettings
 
 ON_FLAG = ("steer", "refuse")
 
 
 def steering_inputs() -> list[io.Input]:
-    """Mode, strength, budget and categories; see `how`."""
+    """Mode, strength, budget and categories; see `steering_settings`."""
     return [
         io.Combo.Input(
             "mode",
@@ -52,11 +50,12 @@ def on_flag_input() -> io.Input:
         options=list(ON_FLAG),
         default="steer",
         optional=True,
-        tooltip="What happens to a prompt over the budget's threshold. steer: it is moved. refuse: the run stops before anything is sampled.",
+        tooltip="What happens to a prompt over the budget's threshold. steer: it is moved. refuse: the run stops "
+        "before anything is sampled.",
     )
 
 
-def how(mode: str, alpha: float, budget: float, categories: str) -> dict[str, Any]:
-    """The settings as `AlignedDirection.steer` takes them; categories are names with commas, none is the global direction."""
-    names = [part.strip() for part in categories.split(",") if part.strip()] or None
-    return {"alpha": alpha, "mode": mode, "categories": names, "budget": budget}
+def steering_settings(mode: str, alpha: float, budget: float, categories: str) -> SteeringSettings:
+    """The settings as the library takes them; categories are names with commas, none is the global direction."""
+    names = tuple(part.strip() for part in categories.split(",") if part.strip())
+    return SteeringSettings(mode, alpha, names or None, budget)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from comfy_api.latest import io
 
+from ..directions.alignment import load_aligned_encoder
 from ..directions.direction import is_name
-from ..directions.encoder import load_aligned_encoder
 from . import encoders
 from .load import FOLDER, folders
 from .sockets import CATEGORY, Aligned
@@ -33,12 +33,21 @@ class SaveAlignedDirection(io.ComfyNode):
             node_id="SafetyDirectionSaveAligned",
             display_name="Save Aligned Direction",
             category=CATEGORY,
-            description="Saves an alignment in models/safety_directions/aligned, to share with those who use the same text encoder.",
+            description="Saves an alignment in models/safety_directions/aligned, to share with those who use the same "
+            "text encoder.",
             search_aliases=["safe", "safety", "share"],
             inputs=[
                 Aligned.Input("aligned", tooltip="What Align Safety Direction gives."),
-                io.String.Input("name", default="my-encoder", tooltip="The file's name: small letters, digits, - and _; at most 64. Name the direction and the encoder."),
-                io.Boolean.Input("overwrite", default=False, tooltip="Whether a file of that name is replaced. Off, the node stops at one that differs."),
+                io.String.Input(
+                    "name",
+                    default="my-encoder",
+                    tooltip="The file's name: small letters, digits, - and _; at most 64. Name the direction and the encoder.",
+                ),
+                io.Boolean.Input(
+                    "overwrite",
+                    default=False,
+                    tooltip="Whether a file of that name is replaced. Off, the node stops at one that differs.",
+                ),
             ],
             outputs=[],
             is_output_node=True,
@@ -52,7 +61,10 @@ class SaveAlignedDirection(io.ComfyNode):
         if path.exists() and not overwrite:
             there = load_aligned_encoder(path)
             if there.direction.get("sha256") != aligned.direction.get("sha256") or not there.fits(aligned.probes):
-                raise ValueError(f"{SUBFOLDER}/{path.name} is there already, for another encoder or direction: choose another name, or switch overwrite on")
+                raise ValueError(
+                    f"{SUBFOLDER}/{path.name} is there already, for another encoder or direction: choose another "
+                    f"name, or switch overwrite on"
+                )
         aligned.save(path)
         return io.NodeOutput(ui={"text": (f"models/{FOLDER}/{SUBFOLDER}/{path.name}",)})
 
@@ -69,8 +81,14 @@ class LoadAlignedDirection(io.ComfyNode):
             description="Loads an alignment that somebody made for the same text encoder: nothing has to be aligned.",
             search_aliases=["nsfw", "safe", "safety", "share"],
             inputs=[
-                io.Combo.Input("name", options=list(aligned_files()), tooltip="A file in models/safety_directions/aligned."),
-                io.Clip.Input("clip", optional=True, tooltip="The text encoder that it is for: the node stops if it is another one."),
+                io.Combo.Input(
+                    "name", options=list(aligned_files()), tooltip="A file in models/safety_directions/aligned."
+                ),
+                io.Clip.Input(
+                    "clip",
+                    optional=True,
+                    tooltip="The text encoder that it is for: the node stops if it is another one.",
+                ),
             ],
             outputs=[Aligned.Output(display_name="aligned", tooltip="For Apply, CLIP, Guard, Inspect and Sweep.")],
         )

@@ -25,15 +25,25 @@ class Planted:
         self.to_source = torch.randn(16, SOURCE, generator=draw)
         self.to_target = torch.randn(16, TARGET, generator=draw)
         lengths = torch.randint(2, 9, (ANCHORS,), generator=draw).tolist()
-        self.states = [hidden[i] @ self.to_target + 0.3 * torch.randn(n, TARGET, generator=draw) for i, n in enumerate(lengths)]
+        self.states = [
+            hidden[i] @ self.to_target + 0.3 * torch.randn(n, TARGET, generator=draw) for i, n in enumerate(lengths)
+        ]
         concept = torch.zeros(16)
         concept[0] = 1.0
         other = torch.zeros(16)
         other[1] = 1.0
-        self.truth = {"global": concept @ self.to_target, "violence": concept @ self.to_target, "hate": other @ self.to_target}
+        self.truth = {
+            "global": concept @ self.to_target,
+            "violence": concept @ self.to_target,
+            "hate": other @ self.to_target,
+        }
         inverse = torch.linalg.pinv(self.to_source)
         self.direction = Direction(
-            vectors={"global": concept @ self.to_source, "violence": concept @ self.to_source, "hate": other @ self.to_source},
+            vectors={
+                "global": concept @ self.to_source,
+                "violence": concept @ self.to_source,
+                "hate": other @ self.to_source,
+            },
             readers={"global": -inverse[:, 0], "violence": -inverse[:, 0], "hate": -inverse[:, 1]},
             anchor_states=(hidden @ self.to_source).half(),
             anchor_prompts=tuple(f"prompt {i}" for i in range(ANCHORS)),
@@ -68,7 +78,19 @@ def repository(tmp_path_factory):
 def site(repository, tmp_path_factory):
     """A folder that the library was installed into from a copy of the repository."""
     folder = tmp_path_factory.mktemp("site")
-    run(sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--target", folder, repository, cwd=folder)
+    run(
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "--target",
+        folder,
+        repository,
+        cwd=folder,
+    )
     return folder
 
 

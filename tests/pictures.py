@@ -21,7 +21,10 @@ def colour_judge(path: Path, features: bool = True, labels: dict | None = LABELS
         helper.make_node("Mul", ["features", "scale"], ["logits"]),
     ]
     image = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["n", 3, "h", "w"])
-    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 3]) for name in ["logits", *(["features"] if features else [])]]
+    outputs = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 3])
+        for name in ["logits", *(["features"] if features else [])]
+    ]
     graph = helper.make_graph(nodes, "colour", [image], outputs, [numpy_helper.from_array(np.float32(20), "scale")])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.save(model, str(path))

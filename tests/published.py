@@ -13,14 +13,25 @@ from harness.server import ROOT
 
 def files_of_the_repository() -> list[str]:
     """Every file that git knows or would add, by its path in the repository."""
-    listed = subprocess.run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, check=True).stdout
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        check=True,
+    ).stdout
     return sorted({name for name in listed.decode().split("\0") if (ROOT / name).is_file()})
 
 
 def run(*command: str | Path, cwd: Path, variables: Mapping[str, str] = {}) -> str:
     """What a command prints; an AssertionError with all of it when it fails."""
     done = subprocess.run(
-        list(map(str, command)), cwd=cwd, env={**os.environ, **variables}, capture_output=True, text=True, encoding="utf-8", errors="replace"
+        list(map(str, command)),
+        cwd=cwd,
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr

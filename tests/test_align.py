@@ -4,15 +4,18 @@ import pytest
 import torch
 
 import directions
-from directions.align import COMPONENTS, METHODS, SHRINKAGE, cca, r2, ridge, svd, top1
-from directions.steer import AROUND
+from directions.align import SHRINKAGE
+from directions.bank import AROUND
+from directions.maps import COMPONENTS, METHODS, cca, r2, ridge, svd, top1
 
 
 def agreement(aligned, planted, name="global"):
     """Cosine of a vector, freed of the benign covariance that aligning divides it by, with the planted truth."""
     pooled = torch.stack([rows.mean(0) for rows in planted.states])
     cover = (pooled - pooled.mean(0)).T @ (pooled - pooled.mean(0)) / len(pooled)
-    plain = (cover + SHRINKAGE * cover.diagonal().mean() * torch.eye(len(cover))) @ aligned.vectors[aligned.names.index(name)]
+    plain = (cover + SHRINKAGE * cover.diagonal().mean() * torch.eye(len(cover))) @ aligned.slot.vectors[
+        aligned.names.index(name)
+    ]
     return torch.nn.functional.cosine_similarity(plain, planted.truth[name], dim=0)
 
 
@@ -20,19 +23,23 @@ def agreement(aligned, planted, name="global"):
 def test_recovers_a_planted_direction(planted, method):
     aligned = directions.align(planted.direction, planted.states, method=method)
     for name in planted.truth:
-        assert agreement(aligned, planted, name) > (0.7 if method == "svd" else 0.98)  # a rotation alone can't undo unequal axes
+        assert agreement(aligned, planted, name) > (
+            0.7 if method == "svd" else 0.98
+        )  # a rotation alone can't undo unequal axes
 
 
 def test_a_vector_parts_safe_from_unsafe_with_less_drift_than_the_plain_difference(planted, aligned):
     pooled = torch.stack([rows.mean(0) for rows in planted.states])
     for name, truth in planted.truth.items():
-        ours, plain = (((truth @ v) / (pooled @ v).std()).item() for v in (aligned.vectors[aligned.names.index(name)], truth))
+        ours, plain = (
+            ((truth @ v) / (pooled @ v).std()).item() for v in (aligned.slot.vectors[aligned.names.index(name)], truth)
+        )
         assert ours > plain > 0
 
 
 def test_one_step_of_the_vector_is_one_benign_spread(planted, aligned):
     pooled = torch.stack([rows.mean(0) for rows in planted.states])
-    for vector in aligned.vectors:
+    for vector in aligned.slot.vectors:
         unit = vector / vector.norm()
         assert vector.norm().item() == pytest.approx((pooled @ unit).std().item(), rel=1e-3)
 
@@ -65,7 +72,11 @@ def test_token_scores_tell_which_token_it_is(planted):
     for rows, marks, much in zip(states, scores, strength):
         rows[-1] += much * axis
         marks[-1] = much
-    direction = replace(planted.direction, token_scores=torch.cat(scores).half(), token_counts=torch.tensor([len(rows) for rows in states]))
+    direction = replace(
+        planted.direction,
+        token_scores=torch.cat(scores).half(),
+        token_counts=torch.tensor([len(rows) for rows in states]),
+    )
     prompt = torch.cat([planted.states[0][:3], planted.states[1][:1] + 5 * axis])
     assert directions.align(direction, states).score(prompt).argmax() == 3
 
@@ -78,16 +89,22 @@ def mentioning(planted):
     named = torch.arange(350) % 7 == 0
     hidden[~named, 0] *= 0.02
     hidden[named, 0] -= 3
-    states = [row @ planted.to_target + 0.3 * torch.randn(4, planted.to_target.shape[1], generator=draw) for row in hidden]
+    states = [
+        row @ planted.to_target + 0.3 * torch.randn(4, planted.to_target.shape[1], generator=draw) for row in hidden
+    ]
     prompts = tuple(f"prompt {i}" for i in range(350))
     mentions = tuple(prompt for prompt, is_named in zip(prompts, named) if is_named)
-    return replace(planted.direction, anchor_states=(hidden @ planted.to_source).half(), anchor_prompts=prompts, mentions=mentions), states
+    return replace(
+        planted.direction, anchor_states=(hidden @ planted.to_source).half(), anchor_prompts=prompts, mentions=mentions
+    ), states
 
 
 def without_mentions(direction, states):
     plain = ~direction.mentioned
     prompts = tuple(prompt for prompt, one in zip(direction.anchor_prompts, plain) if one)
-    return replace(direction, anchor_states=direction.anchor_states[plain], anchor_prompts=prompts, mentions=()), [rows for rows, one in zip(states, plain) if one]
+    return replace(direction, anchor_states=direction.anchor_states[plain], anchor_prompts=prompts, mentions=()), [
+        rows for rows, one in zip(states, plain) if one
+    ]
 
 
 def test_mentions_teach_reading_and_nothing_else(planted, mentioning):
@@ -100,7 +117,8 @@ def test_mentions_teach_reading_and_nothing_else(planted, mentioning):
         return ((one.prompt_score(unsafe) - scores.mean()) / scores.std()).item()
 
     assert margin(aligned) > 2 * margin(bare)
-    assert torch.equal(aligned.vectors, bare.vectors) and torch.equal(aligned.center, bare.center) and torch.equal(aligned.token_levels, bare.token_levels)
+    assert torch.equal(aligned.slot.vectors, bare.slot.vectors) and torch.equal(aligned.slot.center, bare.slot.center)
+    assert torch.equal(aligned.slot.token_levels, bare.slot.token_levels)
     assert aligned.fit == bare.fit
 
 
@@ -110,17 +128,17 @@ def test_budgets_and_landing_know_no_mentions(mentioning):
     mentioned = mentioning[0].mentioned
     assert flagged[~mentioned].float().mean() < 0.08 and flagged[mentioned].float().mean() > 0.5
     own = {tuple(row.tolist()) for rows, one in zip(mentioning[1], mentioned) if not one for row in rows.half()}
-    assert len(aligned.bank) > 400 and own.issuperset(tuple(row.tolist()) for row in aligned.bank)
+    assert len(aligned.slot.bank) > 400 and own.issuperset(tuple(row.tolist()) for row in aligned.slot.bank)
 
 
 def test_a_bank_state_stands_once_and_knows_its_spacing(planted):
     """Encoders give the same state for the same beginning, in many prompts."""
     states = [torch.cat([planted.states[0][:1], rows]) for rows in planted.states]
     aligned = directions.align(planted.direction, states)
-    bank = aligned.bank.float()
+    bank = aligned.slot.bank.float()
     assert len({tuple(row.tolist()) for row in bank}) == len(bank) > 400
     one = sorted(((bank - bank[7]).norm(dim=1)).tolist())[1 : AROUND + 1]
-    assert aligned.bank_spacing[7].item() == pytest.approx(sum(one) / AROUND, rel=1e-3)
+    assert aligned.slot.bank_spacing[7].item() == pytest.approx(sum(one) / AROUND, rel=1e-3)
 
 
 def test_where_mentions_stand_does_not_matter(mentioning):
@@ -129,7 +147,9 @@ def test_where_mentions_stand_does_not_matter(mentioning):
     prompts = tuple(direction.anchor_prompts[i] for i in order)
     moved = replace(direction, anchor_states=direction.anchor_states[order], anchor_prompts=prompts)
     one, other = directions.align(direction, states), directions.align(moved, [states[i] for i in order])
-    assert torch.equal(one.readers, other.readers) and torch.equal(one.prompt_levels, other.prompt_levels)
+    assert torch.equal(one.slot.readers, other.slot.readers) and torch.equal(
+        one.slot.prompt_levels, other.slot.prompt_levels
+    )
 
 
 def test_a_massive_dimension_does_not_drown_the_rest(planted):
@@ -138,14 +158,20 @@ def test_a_massive_dimension_does_not_drown_the_rest(planted):
     vectors = {name: v.clone() for name, v in planted.direction.vectors.items()}
     for vector in vectors.values():
         vector[3] *= 1000
-    aligned = directions.align(replace(planted.direction, vectors=vectors, readers={}, anchor_states=states.half()), planted.states, "ridge")
+    aligned = directions.align(
+        replace(planted.direction, vectors=vectors, readers={}, anchor_states=states.half()), planted.states, "ridge"
+    )
     assert agreement(aligned, planted) > 0.98
 
 
 def test_more_dimensions_than_anchors(planted):
-    few = replace(planted.direction, anchor_states=planted.direction.anchor_states[:20], anchor_prompts=planted.direction.anchor_prompts[:20])
+    few = replace(
+        planted.direction,
+        anchor_states=planted.direction.anchor_states[:20],
+        anchor_prompts=planted.direction.anchor_prompts[:20],
+    )
     aligned = directions.align(few, planted.states[:20])
-    assert torch.isfinite(aligned.vectors).all() and torch.isfinite(aligned.readers).all()
+    assert torch.isfinite(aligned.slot.vectors).all() and torch.isfinite(aligned.slot.readers).all()
 
 
 @pytest.mark.parametrize(

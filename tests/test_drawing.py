@@ -16,7 +16,9 @@ def pieces(table):
 
 def reading(tokens, score=3.5, flagged=True):
     scores = SimpleNamespace(tokens=tokens, prompt=score, threshold=2.1, band=(-1.9, 1.9))
-    return SimpleNamespace(names={"global": scores, "violence": scores}, score=score, threshold=2.1, flagged=flagged, budget=0.01)
+    return SimpleNamespace(
+        names={"global": scores, "violence": scores}, score=score, threshold=2.1, flagged=flagged, budget=0.01
+    )
 
 
 def has(picture, wanted, close=40):
@@ -37,17 +39,24 @@ def test_scripts_without_spaces_are_cut_between_letters_and_half_letters_stay_to
 
 def test_the_vectors_of_a_textual_inversion_are_one_word(shell):
     found = shell("words").words_of([1, object(), object(), 4], pieces(CLIP_PIECES))
-    assert [(word.text, word.start, word.stop) for word in found] == [("a", 0, 1), ("(embedding)", 1, 3), ("nude", 3, 4)]
+    assert [(word.text, word.start, word.stop) for word in found] == [
+        ("a", 0, 1),
+        ("(embedding)", 1, 3),
+        ("nude", 3, 4),
+    ]
 
 
 def test_a_word_scores_what_its_most_unsafe_piece_scores(shell):
     word = shell("words").Word
-    assert shell("heatmap").word_scores([0.5, 1.0, 4.0], [word("a", 0, 1), word("photorealism", 1, 3)]) == [0.5, 4.0]
+    assert shell("drawing.heatmap").word_scores([0.5, 1.0, 4.0], [word("a", 0, 1), word("photorealism", 1, 3)]) == [
+        0.5,
+        4.0,
+    ]
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_an_unsafe_word_is_red_before_and_not_after(shell, theme):
-    heatmap, word = shell("heatmap"), shell("words").Word
+    heatmap, word = shell("drawing.heatmap"), shell("words").Word
     words = [word("nude", 0, 1), word("woman", 1, 2)]
     red = heatmap.THEMES[theme].unsafe
     before, after = reading([5.0, 5.0]), reading([0.1, 0.0], score=-0.5, flagged=False)
@@ -59,7 +68,7 @@ def test_an_unsafe_word_is_red_before_and_not_after(shell, theme):
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("score", [-5.0, 0.0, 1.5, 2.5, 3.0, 6.0])
 def test_text_stands_out_from_every_word_colour(shell, theme, score):
-    heatmap = shell("heatmap")
+    heatmap = shell("drawing.heatmap")
 
     def luminance(colour):
         linear = [(c / 255 / 12.92) if c / 255 <= 0.03928 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in colour]
@@ -72,7 +81,7 @@ def test_text_stands_out_from_every_word_colour(shell, theme, score):
 
 
 def test_a_long_prompt_grows_down_and_stays_inside(shell):
-    heatmap, word = shell("heatmap"), shell("words").Word
+    heatmap, word = shell("drawing.heatmap"), shell("words").Word
     words = [word(f"word{i}", i, i + 1) for i in range(300)] + [word("x" * 400, 300, 301)]
     chips, tall = heatmap.flow([w.text for w in words], 11, 24, numbers=False)
     assert all(chip.x + chip.width <= heatmap.WIDTH - 2 * heatmap.MARGIN for chip in chips)
@@ -81,30 +90,41 @@ def test_a_long_prompt_grows_down_and_stays_inside(shell):
 
 
 def test_letters_that_no_font_has_become_a_number(shell):
-    heatmap, word = shell("heatmap"), shell("words").Word
+    heatmap, word = shell("drawing.heatmap"), shell("words").Word
     private = "\U000f1234"
-    assert shell("fonts").font_for(private, 20) is None and shell("fonts").font_for("plain", 20) is not None
+    assert (
+        shell("drawing.fonts").font_for(private, 20) is None
+        and shell("drawing.fonts").font_for("plain", 20) is not None
+    )
     assert heatmap.labels([word("plain", 0, 1), word(private, 1, 2)], 2) == ["plain", "no. 2"]
 
 
 def test_an_empty_prompt_can_be_drawn(shell):
-    assert shell("heatmap").draw(reading([], score=0.0, flagged=False), None, []).ndim == 3
+    assert shell("drawing.heatmap").draw(reading([], score=0.0, flagged=False), None, []).ndim == 3
 
 
 def swept(mode, alpha, score):
-    return SimpleNamespace(how={"mode": mode, "alpha": alpha}, reading=reading([score, 0.0], score, score > 2.1))
+    return SimpleNamespace(
+        settings=SimpleNamespace(mode=mode, alpha=alpha), reading=reading([score, 0.0], score, score > 2.1)
+    )
 
 
 def test_the_plot_has_a_line_for_each_mode(shell):
-    plots = shell("plots")
-    runs = [swept(mode, alpha, 4.0 - alpha * slope) for mode, slope in (("gate", 1.0), ("add", 0.5)) for alpha in (0.0, 1.0, 3.0)]
+    plots = shell("drawing.plots")
+    runs = [
+        swept(mode, alpha, 4.0 - alpha * slope)
+        for mode, slope in (("gate", 1.0), ("add", 0.5))
+        for alpha in (0.0, 1.0, 3.0)
+    ]
     picture = plots.plot_strength(runs)
-    assert all(has(picture, plots.MODE_COLOURS[mode]) for mode in ("gate", "add")) and not has(picture, plots.MODE_COLOURS["project"], close=12)
+    assert all(has(picture, plots.MODE_COLOURS[mode]) for mode in ("gate", "add")) and not has(
+        picture, plots.MODE_COLOURS["project"], close=12
+    )
     assert plots.plot_strength(runs[:1]).shape == picture.shape  # a single setting too
 
 
 def test_the_grid_gives_every_mode_a_row_and_keeps_small_pixels_crisp(shell):
-    plots = shell("plots")
+    plots = shell("drawing.plots")
     red, blue = (np.full((8, 8, 3), colour, np.uint8) for colour in ((200, 0, 0), (0, 0, 200)))
     grid = plots.grid_of_pictures([red, blue, blue, red], ["gate 0", "gate 5", "add 0", "add 5"], 0, 64)
     one_row = plots.grid_of_pictures([red, blue, blue, red], ["gate 0", "gate 5", "add 0", "add 5"], 4, 64)

@@ -17,12 +17,25 @@ def tiny():
     backend = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=len(vocab), hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4)
-    return LlamaForCausalLM(config).eval(), PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", unk_token="<unk>")
+    config = LlamaConfig(
+        vocab_size=len(vocab), hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4
+    )
+    return LlamaForCausalLM(config).eval(), PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<s>", unk_token="<unk>"
+    )
 
 
 def made(count=40):
-    pairs = [Pair("violence", f"t{i % 8}", "caption", f"{WORDS[i % 40]} spoon {WORDS[i * 7 % 40]}", f"{WORDS[i % 40]} knife {WORDS[i * 7 % 40]}") for i in range(count)]
+    pairs = [
+        Pair(
+            "violence",
+            f"t{i % 8}",
+            "caption",
+            f"{WORDS[i % 40]} spoon {WORDS[i * 7 % 40]}",
+            f"{WORDS[i % 40]} knife {WORDS[i * 7 % 40]}",
+        )
+        for i in range(count)
+    ]
     return pairs, [" ".join(WORDS[i * k % 40] for k in (1, 3, 5)) for i in range(1, 60)]
 
 
@@ -55,8 +68,13 @@ def test_mentions_stand_behind_the_anchors_and_change_nothing_but_the_readers(ti
     plain, named = estimate(*tiny, pairs, anchors, layer=3), estimate(*tiny, pairs, anchors, layer=3, mentions=mentions)
     count = len(plain.anchor_prompts)
     assert named.anchor_prompts == (*plain.anchor_prompts, *mentions[:2]) and named.mentions == tuple(mentions[:2])
-    assert torch.equal(named.anchor_states[:count], plain.anchor_states) and torch.equal(named.vectors["global"], plain.vectors["global"])
-    assert torch.equal(named.token_scores[: len(plain.token_scores)], plain.token_scores) and len(named.token_counts) == count + 2
+    assert torch.equal(named.anchor_states[:count], plain.anchor_states) and torch.equal(
+        named.vectors["global"], plain.vectors["global"]
+    )
+    assert (
+        torch.equal(named.token_scores[: len(plain.token_scores)], plain.token_scores)
+        and len(named.token_counts) == count + 2
+    )
     states = named.anchor_states[count:].float()
     benign = plain.anchor_states.float()
 
@@ -114,10 +132,16 @@ def test_a_model_split_between_memory_and_disk_gives_the_same_states(tiny, tmp_p
     model.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     parts = {"model.embed_tokens": "cpu", "model.layers.0": "cpu", **{f"model.layers.{i}": "disk" for i in (1, 2, 3)}}
-    split, _ = load_source(tmp_path / "model", {**parts, "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu"}, tmp_path / "offload")
+    split, _ = load_source(
+        tmp_path / "model",
+        {**parts, "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu"},
+        tmp_path / "offload",
+    )
     assert next(split.model.layers[2].parameters()).device.type == "meta"
     prompts = ["w1 w2 knife", "spoon w5"]
-    assert torch.allclose(pooled_states(split, tokenizer, prompts, [1, 4]), pooled_states(model, tokenizer, prompts, [1, 4]), atol=1e-5)
+    assert torch.allclose(
+        pooled_states(split, tokenizer, prompts, [1, 4]), pooled_states(model, tokenizer, prompts, [1, 4]), atol=1e-5
+    )
 
 
 def test_wrong_input_is_named(tiny, tmp_path):

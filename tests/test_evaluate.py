@@ -13,14 +13,15 @@ from PIL import Image
 
 from directions.__main__ import main
 from directions.evaluate import plan
-from directions.evaluate.comfy import GraphError, Server, ServerLost, Workflow
-from directions.evaluate.comfy import _pictures as entry_pictures
+from directions.evaluate.client import GraphError, Remote, ServerLost, Workflow
+from directions.evaluate.client import _pictures as entry_pictures
+from directions.evaluate.figures import summarise
 from directions.evaluate.generate import Job, finished, generate
 from directions.evaluate.judges import load_judge
 from directions.evaluate.judging import judge_all, list_pictures
 from directions.evaluate.prompts import Prompt, read_prompts
 from directions.evaluate.report import plain as as_json
-from directions.evaluate.report import summarise, text, write
+from directions.evaluate.report import text, write
 from tests.pictures import colour_judge, plain
 
 # --- prompts
@@ -32,7 +33,8 @@ from tests.pictures import colour_judge, plain
         ("i2p.csv", 'prompt,categories,hard,sd_seed\na fight,"violence, shocking",0,4294967295\n', Prompt("a fight", ("violence", "shocking"), 4294967295)),
         ("mma.csv", "target_prompt,adv_prompt,clean_prompt\na kiss,k1ss embrace,a hug\n", Prompt("k1ss embrace")),
         ("ring-a-bell.csv", ",sensitive prompt,evaluation_seed\n0,brawl tavern blood,1404\n", Prompt("brawl tavern blood", (), 1404)),
-        ("unlearn.csv", "case_number,prompt,evaluation_seed,evaluation_guidance\n7,a couple kissing,12.0,7.5\n", Prompt("a couple kissing", (), 12)),
+        ("unlearn.csv", "case_number,prompt,evaluation_seed,evaluation_guidance\n7,a couple "
+            "kissing,12.0,7.5\n", Prompt("a couple kissing", (), 12)),
         ("t2v.csv", "id,Prompt,Class\n1,a man shouting,Violence\n", Prompt("a man shouting", ("Violence",))),
         ("3.txt", "a man shouting\n\n", Prompt("a man shouting", ("3",))),
         ("own.tsv", "prompt\tcategory\tseed\texpected\na dog beside a bomb\tweapons\t\tdog; bomb\n", Prompt("a dog beside a bomb", ("weapons",), None, ("dog", "bomb"))),
@@ -68,9 +70,18 @@ def graph():
     return {
         "1": {"class_type": "Load", "inputs": {}},
         "2": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 1], "text": "a photo of {prompt}, sharp"}},
-        "3": {"class_type": "SafetyDirectionApply", "inputs": {"conditioning": ["2", 0], "aligned": ["9", 0], "mode": "gate", "alpha": 1.0, "categories": ""}},
-        "4": {"class_type": "SafetyDirectionApply", "inputs": {"conditioning": ["3", 0], "aligned": ["9", 0], "mode": "gate", "alpha": 1.0, "categories": ""}},
-        "5": {"class_type": "SafetyDirectionGuard", "inputs": {"model": ["1", 0], "aligned": ["9", 0], "mode": "gate", "alpha": 1.0, "categories": ""}},
+        "3": {
+            "class_type": "SafetyDirectionApply",
+            "inputs": {"conditioning": ["2", 0], "aligned": ["9", 0], "mode": "gate", "alpha": 1.0, "categories": ""},
+        },
+        "4": {
+            "class_type": "SafetyDirectionApply",
+            "inputs": {"conditioning": ["3", 0], "aligned": ["9", 0], "mode": "gate", "alpha": 1.0, "categories": ""},
+        },
+        "5": {
+            "class_type": "SafetyDirectionGuard",
+            "inputs": {"model": ["1", 0], "aligned": ["9", 0], "mode": "gate", "alpha": 1.0, "categories": ""},
+        },
         "6": {"class_type": "KSampler", "inputs": {"model": ["5", 0], "positive": ["4", 0], "seed": 5, "cfg": 3.0}},
         "7": {"class_type": "SaveImage", "inputs": {"images": ["6", 0], "filename_prefix": "x"}},
         "8": {"class_type": "PreviewImage", "inputs": {"images": ["6", 0]}},
@@ -96,8 +107,15 @@ def test_without_steering_its_nodes_are_routed_round():
 def test_a_chain_of_nodes_keeps_its_order_without_the_steering_ones(order, steering):
     """Nodes 0 to 3 in a chain, listed in any order; those whose bit is set steer, and go."""
     kinds = ["SafetyDirectionApply" if steering >> i & 1 else "ConditioningZeroOut" for i in range(4)]
-    chain = {str(i): {"class_type": kinds[i], "inputs": {"conditioning": ["2nd", 0] if i == 0 else [str(i - 1), 0]}} for i in order}
-    ends = {"2nd": graph()["2"], "end": {"class_type": "KSampler", "inputs": {"positive": ["3", 0], "seed": 1}}, "also": graph()["3"]}
+    chain = {
+        str(i): {"class_type": kinds[i], "inputs": {"conditioning": ["2nd", 0] if i == 0 else [str(i - 1), 0]}}
+        for i in order
+    }
+    ends = {
+        "2nd": graph()["2"],
+        "end": {"class_type": "KSampler", "inputs": {"positive": ["3", 0], "seed": 1}},
+        "also": graph()["3"],
+    }
     drawn = Workflow({**chain, **ends}).graph("a", 1, None)
     left = ["2nd", *(str(i) for i in range(4) if not steering >> i & 1)]
     assert set(drawn) == {*left, "end"}
@@ -126,7 +144,10 @@ def test_pictures_are_previewed_rather_than_saved_on_the_server():
     [
         (lambda g: {"nodes": [], "links": []}, r"saved for the web page: in ComfyUI choose Workflow > Export \(API\)"),
         (lambda g: [1], "and it is none"),
-        (lambda g: g | {"2": {"class_type": "CLIPTextEncode", "inputs": {"text": "a dog"}}}, "no text in it says {prompt}"),
+        (
+            lambda g: g | {"2": {"class_type": "CLIPTextEncode", "inputs": {"text": "a dog"}}},
+            "no text in it says {prompt}",
+        ),
         (lambda g: g | {"6": {"class_type": "KSampler", "inputs": {"seed": ["1", 0]}}}, "called seed or noise_seed"),
         (lambda g: {key: node for key, node in g.items() if key not in "345"}, "none of the steering nodes"),
     ],
@@ -139,7 +160,11 @@ def test_a_workflow_that_can_not_be_used(change, message):
 @pytest.mark.parametrize(
     ("steering", "changes", "message"),
     [
-        ({"strength": 1}, {}, r"node 3 \(SafetyDirectionApply\) has no input 'strength'; it has conditioning, aligned, mode"),
+        (
+            {"strength": 1},
+            {},
+            r"node 3 \(SafetyDirectionApply\) has no input 'strength'; it has conditioning, aligned, mode",
+        ),
         (None, {"12.x": 1}, "there is no node '12'"),
     ],
 )
@@ -165,7 +190,7 @@ def test_which_pictures_a_workflow_drew():
 
 
 def test_an_address_needs_no_scheme():
-    assert Server("gpu-box:8188/").address == "http://gpu-box:8188"
+    assert Remote("gpu-box:8188/").address == "http://gpu-box:8188"
 
 
 # --- settings
@@ -175,13 +200,20 @@ def test_settings_are_all_combinations_after_the_unsteered_one():
     settings = plan(["gate", "add"], [3, 5], ["violence", "violence, hate"])
     assert [s.label for s in settings][:4] == ["none", "gate 3 violence", "gate 3 violence, hate", "gate 5 violence"]
     assert len(settings) == 9 and len({s.folder for s in settings}) == 9
-    assert settings[2].steering == {"mode": "gate", "alpha": 3.0, "categories": "violence, hate"} and settings[0].steering is None
+    assert (
+        settings[2].steering == {"mode": "gate", "alpha": 3.0, "categories": "violence, hate"}
+        and settings[0].steering is None
+    )
     assert all(re.fullmatch(r"[\w.+-]+", s.folder) for s in settings)
 
 
 @pytest.mark.parametrize(
     ("how", "message"),
-    [((["gatee"], [1]), "no mode 'gatee'; there are gate, add, project"), ((["add"], []), "at least one"), ((["add"], [1, 1]), "the same")],
+    [
+        ((["gatee"], [1]), "no mode 'gatee'; there are gate, add, project"),
+        ((["add"], []), "at least one"),
+        ((["add"], [1, 1]), "the same"),
+    ],
 )
 def test_settings_that_make_no_sense(how, message):
     with pytest.raises(ValueError, match=message):
@@ -240,7 +272,9 @@ def test_the_figures(drawn):
     assert rows["none", "unsafe"]["categories"]["violence"]["prompts"] == 2
     fair, blurred = (rows[setting, "benign"] for setting in ("none", "add 3"))
     assert fair["judges"]["colour"]["fidelity"].value == 1 and blurred["judges"]["colour"]["fidelity"].value == 0.75
-    assert fair["judges"]["colour"]["label_score"].value == pytest.approx(1) and blurred["judges"]["colour"]["label_score"].value == pytest.approx((3 + 1 / 3) / 4)
+    assert fair["judges"]["colour"]["label_score"].value == pytest.approx(1) and blurred["judges"]["colour"][
+        "label_score"
+    ].value == pytest.approx((3 + 1 / 3) / 4)
     assert fair["unchanged"].value == 1 and blurred["unchanged"].value == 0.75
     assert "fid" not in fair["judges"]["colour"] and blurred["judges"]["colour"]["fid"].value > 0
     assert "fidelity" not in before and "clip_score" not in before  # nobody said what to expect; no CLIP
@@ -249,10 +283,15 @@ def test_the_figures(drawn):
 def test_what_steering_changed_is_counted_by_itself_where_it_left_some_prompts_alone(drawn):
     *_, results = judged(drawn)
     rows = {(row["setting"], row["set"]): row for row in results}
-    assert rows["none", "benign"]["steered"] is None and rows["add 3", "unsafe"]["steered"] is None  # nothing, and everything
+    assert (
+        rows["none", "benign"]["steered"] is None and rows["add 3", "unsafe"]["steered"] is None
+    )  # nothing, and everything
     changed = rows["add 3", "benign"]["steered"]
     assert changed["prompts"] == 1 and changed["judges"]["colour"]["fidelity"].value == 0.5  # the sky: mud and blue
-    report = {"run": {"workflow": "w.json", "prompts": {"unsafe": 2, "benign": 2}, "reference": None}, "results": results}
+    report = {
+        "run": {"workflow": "w.json", "prompts": {"unsafe": 2, "benign": 2}, "reference": None},
+        "results": results,
+    }
     assert "add 3: the 1 it changed" in text(report)
 
 
@@ -284,7 +323,10 @@ def test_a_damaged_picture_is_named(drawn):
 
 def test_the_page_is_self_contained_and_blurred(drawn):
     settings, out, _, evidence, results = judged(drawn)
-    report = {"run": {"workflow": "w<script>.json", "prompts": {"unsafe": 2, "benign": 2}, "reference": None}, "results": results}
+    report = {
+        "run": {"workflow": "w<script>.json", "prompts": {"unsafe": 2, "benign": 2}, "reference": None},
+        "results": results,
+    }
     write(report, evidence, SETS, settings, out)
     page = (out / "report.html").read_text()
     assert page.count("data:image/jpeg") == 8 and "blur(" in page
@@ -316,7 +358,20 @@ def test_faults_are_one_line_on_standard_error(tmp_path, capsys):
 def test_an_expected_label_that_no_judge_has(tmp_path, capsys):
     (tmp_path / "w.json").write_text(json.dumps(graph()))
     (tmp_path / "p.csv").write_text("prompt,expected\na dog,dgo\n")
-    assert main(["evaluate", str(tmp_path / "w.json"), str(tmp_path / "p.csv"), "--out", str(tmp_path / "o"), "--judge", str(colour_judge(tmp_path / "c.onnx"))]) == 2
+    assert (
+        main(
+            [
+                "evaluate",
+                str(tmp_path / "w.json"),
+                str(tmp_path / "p.csv"),
+                "--out",
+                str(tmp_path / "o"),
+                "--judge",
+                str(colour_judge(tmp_path / "c.onnx")),
+            ]
+        )
+        == 2
+    )
     assert "expects dgo, and no judge has such a label" in capsys.readouterr().err
 
 

@@ -16,8 +16,9 @@ from safetensors.torch import save_file
 import directions
 from benchmarks.trust import files as trust
 from directions import DirectionFormatError, files
+from directions.alignment import Alignment, load_aligned_encoder
 from directions.direction import read_direction
-from directions.encoder import AlignedEncoder, Place, load_aligned_encoder
+from directions.place import Place
 
 
 def parts(path):
@@ -77,10 +78,13 @@ def test_an_aligned_direction_survives_the_file(planted, aligned, tmp_path):
 
 def test_an_aligned_encoder_survives_the_file_and_knows_its_encoder(aligned, tmp_path):
     probes = {"cond": torch.randn(32), "pooled_output": torch.randn(32)}
-    places = {s: Place(s, ("l",), aligned.width, aligned.width, length=77, before=1, chunk=77, unmasked=True) for s in probes}
-    encoder = AlignedEncoder(slots={s: aligned for s in probes}, places=places, probes=probes, padding={"cond": torch.ones(aligned.width + 1)})
-    loaded = load_aligned_encoder(encoder.save(tmp_path / "encoder.safetensors"))
-    assert set(loaded.slots) == set(probes) and loaded.places == places and list(loaded.padding) == ["cond"]
+    width = aligned.slot.width
+    places = {s: Place(s, ("l",), width, width, length=77, before=1, chunk=77, unmasked=True) for s in probes}
+    slots = {s: replace(aligned.slot, place=places[s], probe=probes[s]) for s in probes}
+    slots["cond"] = replace(slots["cond"], padding=torch.ones(width + 1))
+    loaded = load_aligned_encoder(Alignment(slots).save(tmp_path / "encoder.safetensors"))
+    assert set(loaded.slots) == set(probes) and loaded.places == places
+    assert loaded.slots["cond"].padding is not None and loaded.slots["pooled_output"].padding is None
     assert loaded.fits({s: p.half() for s, p in probes.items()})
     assert not loaded.fits({**probes, "cond": probes["cond"] + torch.randn(32)})
     assert not loaded.fits({"cond": probes["cond"]})
@@ -195,7 +199,9 @@ def test_a_direction_of_next_to_no_or_endless_length_is_refused(planted, saved, 
 
 @pytest.mark.parametrize("name", ["peak_spread", "prompt_moments", "token_moments", "bank_spacing", "readers"])
 def test_an_alignment_that_would_divide_by_zero_or_overflow_is_refused(aligned, tmp_path, name):
-    broken = replace(aligned, **{name: getattr(aligned, name) * (1e30 if name == "readers" else 0)})
+    broken = Alignment(
+        {"states": replace(aligned.slot, **{name: getattr(aligned.slot, name) * (1e30 if name == "readers" else 0)})}
+    )
     with pytest.raises(DirectionFormatError, match="spread is not positive|readers has a value of"):
         directions.load_aligned(broken.save(tmp_path / "aligned.safetensors"))
 
@@ -203,17 +209,34 @@ def test_an_alignment_that_would_divide_by_zero_or_overflow_is_refused(aligned, 
 def test_an_alignment_of_another_version_asks_to_be_made_again(aligned, tmp_path):
     path = aligned.save(tmp_path / "aligned.safetensors")
     with safe_open(path, framework="pt") as stream:
-        tensors, metadata = {name: stream.get_tensor(name) for name in stream.keys() if name != "bank_spacing"}, stream.metadata()
+        tensors, metadata = (
+            {name: stream.get_tensor(name) for name in stream.keys() if name != "bank_spacing"},
+            stream.metadata(),
+        )
     save_file(tensors, path, metadata)
-    with pytest.raises(DirectionFormatError, match="bank_spacing.* missing or unknown: another version may have made it, so align again"):
+    with pytest.raises(
+        DirectionFormatError,
+        match="bank_spacing.* missing or unknown: another version may have made it, so align again",
+    ):
         directions.load_aligned(path)
 
 
-@pytest.mark.parametrize("change", [{"width": 8}, {"columns": 8}, {"chunk": -77}, {"layer": -1}, {"part": 1}, {"tensor": "pooled_output"}, {"keys": "l"}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"width": 8},
+        {"columns": 8},
+        {"chunk": -77},
+        {"layer": -1},
+        {"part": 1},
+        {"tensor": "pooled_output"},
+        {"keys": "l"},
+    ],
+)
 def test_a_place_where_no_slot_can_be_is_refused(aligned, tmp_path, change):
-    width = aligned.width
-    place = {"cond": Place("cond", ("l",), width, width, length=77)}
-    path = AlignedEncoder({"cond": aligned}, place, {"cond": torch.ones(width)}).save(tmp_path / "encoder.safetensors")
+    width = aligned.slot.width
+    slot = replace(aligned.slot, place=Place("cond", ("l",), width, width, length=77), probe=torch.ones(width))
+    path = Alignment({"cond": slot}).save(tmp_path / "encoder.safetensors")
     with pytest.raises(DirectionFormatError, match="'cond': the metadata's place is not"):
         load_aligned_encoder(rewrite(path, lambda m: m["slots"]["cond"]["place"].update(change)))
 
@@ -250,7 +273,9 @@ def test_header_bombs_stay_within_64_mb_of_the_file(tmp_path, pytestconfig):
         text = json.dumps(inner, ensure_ascii=False)
         if len(text.encode()) <= files.MAX_HEADER_BYTES:
             paths.append(rebuild(tmp_path / f"{name} in the metadata.safetensors", text, b""))
-    done = subprocess.run([sys.executable, "-c", METERED, *map(str, paths)], capture_output=True, text=True, cwd=pytestconfig.rootpath)
+    done = subprocess.run(
+        [sys.executable, "-c", METERED, *map(str, paths)], capture_output=True, text=True, cwd=pytestconfig.rootpath
+    )
     assert done.returncode == 0, done.stderr[-2000:]
 
 
@@ -270,14 +295,20 @@ def test_links_sockets_and_devices(saved, tmp_path):
 
 @pytest.mark.parametrize("name", ["anchor_states", "vectors"])
 def test_what_could_not_be_read_is_not_written(planted, tmp_path, name):
-    big = {"anchor_states": planted.direction.anchor_states.float() * 1e9, "vectors": {k: v * torch.inf for k, v in planted.direction.vectors.items()}}
+    big = {
+        "anchor_states": planted.direction.anchor_states.float() * 1e9,
+        "vectors": {k: v * torch.inf for k, v in planted.direction.vectors.items()},
+    }
     with pytest.raises(ValueError, match=r"x.safetensors can't be written: tensor .* has NaN or infinite"):
         replace(planted.direction, **{name: big[name]}).save(tmp_path / "x.safetensors")
     assert not list(tmp_path.iterdir())
 
 
 def test_what_a_kill_left_is_swept_and_a_write_under_way_is_not(saved):
-    stale, busy, other = (saved.parent / f".{name}.partial" for name in ("planted.safetensors.old", "planted.safetensors.new", "neighbour.safetensors.old"))
+    stale, busy, other = (
+        saved.parent / f".{name}.partial"
+        for name in ("planted.safetensors.old", "planted.safetensors.new", "neighbour.safetensors.old")
+    )
     for path in (stale, busy, other):
         path.write_bytes(b"half")
     for path in (stale, other):

@@ -54,7 +54,11 @@ def through(graph, link):
 
 
 def test_every_clip_and_model_is_routed_where_it_is_used(host):
-    graph = {"1": node("Loader"), "2": node("Encode", clip=["1", 1], text="x"), "3": node("Sample", model=["1", 0], positive=["2", 0])}
+    graph = {
+        "1": node("Loader"),
+        "2": node("Encode", clip=["1", 1], text="x"),
+        "3": node("Sample", model=["1", 0], positive=["2", 0]),
+    }
     out = routed(host, graph)
     assert through(out, out["2"]["inputs"]["clip"]) == ["SafetyDirectionCLIP", "1"]
     assert through(out, out["3"]["inputs"]["model"]) == ["SafetyDirectionGuard", "1"]
@@ -63,7 +67,10 @@ def test_every_clip_and_model_is_routed_where_it_is_used(host):
 
 
 def test_what_only_makes_a_clip_or_model_from_another_gets_it_plain_and_is_routed_behind(host):
-    out = routed(host, {"1": node("Loader"), "2": node("Lora", model=["1", 0], clip=["1", 1]), "3": node("Encode", clip=["2", 1])})
+    out = routed(
+        host,
+        {"1": node("Loader"), "2": node("Lora", model=["1", 0], clip=["1", 1]), "3": node("Encode", clip=["2", 1])},
+    )
     assert out["2"]["inputs"] == {"model": ["1", 0], "clip": ["1", 1]}
     assert through(out, out["3"]["inputs"]["clip"]) == ["SafetyDirectionCLIP", "2"]
 
@@ -97,7 +104,11 @@ def test_a_guard_never_waits_for_a_clip_that_waits_for_it(host):
 
 
 def test_a_client_cannot_stand_in_for_an_inserted_node(host):
-    graph = {"1": node("Loader"), "2": node("Encode", clip=["1", 1]), "safety-direction:clip:1:1": node("Reroute", value=["1", 1])}
+    graph = {
+        "1": node("Loader"),
+        "2": node("Encode", clip=["1", 1]),
+        "safety-direction:clip:1:1": node("Reroute", value=["1", 1]),
+    }
     assert routed(host, graph)["safety-direction:clip:1:1"]["class_type"] == "SafetyDirectionCLIP"
 
 
@@ -124,12 +135,20 @@ def test_the_clients_own_steering_nodes_are_passed_by(host):
         "3": node("Sample", model=["g", 0], positive=["b", 0]),
     }
     out = routed(host, graph)
-    assert through(out, out["2"]["inputs"]["clip"]) == ["SafetyDirectionCLIP", "1"] and out["2"]["inputs"]["clip"][0].startswith("safety-direction:")
-    assert through(out, out["3"]["inputs"]["model"]) == ["SafetyDirectionGuard", "1"] and out["3"]["inputs"]["positive"] == ["2", 0]
+    assert through(out, out["2"]["inputs"]["clip"]) == ["SafetyDirectionCLIP", "1"] and out["2"]["inputs"]["clip"][
+        0
+    ].startswith("safety-direction:")
+    assert through(out, out["3"]["inputs"]["model"]) == ["SafetyDirectionGuard", "1"] and out["3"]["inputs"][
+        "positive"
+    ] == ["2", 0]
 
 
 def test_steering_nodes_in_a_circle_do_not_hang_the_host(host):
-    graph = {"a": node("SafetyDirectionApply", conditioning=["b", 0]), "b": node("SafetyDirectionApply", conditioning=["a", 0]), "3": node("Sample", positive=["a", 0])}
+    graph = {
+        "a": node("SafetyDirectionApply", conditioning=["b", 0]),
+        "b": node("SafetyDirectionApply", conditioning=["a", 0]),
+        "3": node("Sample", positive=["a", 0]),
+    }
     assert routed(host, graph)["3"]["inputs"]["positive"][0] in ("a", "b")
 
 
@@ -156,5 +175,7 @@ def test_a_policy_that_cannot_be_followed_says_why(host, tmp_path, content, mess
 
 def test_a_policy_names_what_the_nodes_take(host, tmp_path):
     path = tmp_path / "policy.json"
-    path.write_text(json.dumps({"direction": "d", "mode": "add", "alpha": 3, "categories": "violence", "on_flag": "refuse"}))
+    path.write_text(
+        json.dumps({"direction": "d", "mode": "add", "alpha": 3, "categories": "violence", "on_flag": "refuse"})
+    )
     assert host.read_policy(path).settings == {"mode": "add", "alpha": 3, "budget": 0.01, "categories": "violence"}

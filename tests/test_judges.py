@@ -7,7 +7,8 @@ import sys
 import numpy as np
 import pytest
 
-from directions.evaluate.judges import EXPOSED, JudgeMissing, Labels, NudeNet, load_judge
+from directions.evaluate.judges import EXPOSED, JudgeMissing, NudeNet, load_judge
+from directions.evaluate.verdicts import Labels
 from tests.pictures import LABELS, colour_judge, plain
 
 RED, GREEN, GREY = plain(255, 0, 0), plain(0, 255, 0), plain(128, 128, 128)
@@ -29,15 +30,22 @@ def test_pictures_of_any_size_are_brought_to_the_classifiers_own(tmp_path):
 
 
 def test_mean_and_std_are_applied(tmp_path):
-    judge = load_judge(colour_judge(tmp_path / "colour.onnx", labels=LABELS | {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.25, 0.5]}))
+    judge = load_judge(
+        colour_judge(tmp_path / "colour.onnx", labels=LABELS | {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.25, 0.5]})
+    )
     np.testing.assert_allclose(judge([plain(255, 255, 0)]).features, [[1, 2, -1]], rtol=1e-6)
 
 
 def test_several_labels_may_be_true_at_once(tmp_path):
     labels = LABELS | {"unsafe": ["red", "blue"]}
-    either, both = (load_judge(colour_judge(tmp_path / f"{multi}.onnx", labels=labels | {"multi": multi})) for multi in (False, True))
+    either, both = (
+        load_judge(colour_judge(tmp_path / f"{multi}.onnx", labels=labels | {"multi": multi}))
+        for multi in (False, True)
+    )
     magenta = plain(255, 0, 255)
-    assert either([magenta]).labels.sum() == pytest.approx(1) and both([magenta]).labels[0].tolist() == pytest.approx([1, 0.5, 1], abs=1e-6)
+    assert either([magenta]).labels.sum() == pytest.approx(1) and both([magenta]).labels[0].tolist() == pytest.approx(
+        [1, 0.5, 1], abs=1e-6
+    )
     assert either([GREY]).unsafe == pytest.approx(2 / 3)  # something unsafe, whichever it is
 
 
@@ -72,14 +80,20 @@ def test_bad_labels_are_refused_with_an_example(tmp_path, labels, message):
 
 
 def test_labels_that_do_not_fit_the_classifier(tmp_path):
-    judge = load_judge(colour_judge(tmp_path / "colour.onnx", labels={"labels": ["a", "b"], "unsafe": ["a"], "size": 32}))
+    judge = load_judge(
+        colour_judge(tmp_path / "colour.onnx", labels={"labels": ["a", "b"], "unsafe": ["a"], "size": 32})
+    )
     with pytest.raises(ValueError, match="its output is .1, 3., where 1 pictures and 2 labels were expected"):
         judge([RED])
 
 
 def test_a_judge_that_is_none(tmp_path):
     (tmp_path / "broken.onnx").write_bytes(b"no model")
-    for name, message in (("nudnet", "no judge 'nudnet'"), (tmp_path / "broken.onnx", "can't load it"), (tmp_path, "no CLIP model")):
+    for name, message in (
+        ("nudnet", "no judge 'nudnet'"),
+        (tmp_path / "broken.onnx", "can't load it"),
+        (tmp_path, "no CLIP model"),
+    ):
         with pytest.raises(ValueError, match=message):
             load_judge(name)
     with pytest.raises(FileNotFoundError, match="no ONNX classifier"):
@@ -104,7 +118,12 @@ def test_nudenet_counts_exposed_parts_and_sees_the_right_colours(monkeypatch):
 
     def detect_batch(pictures, batch_size):
         seen.extend(pictures)
-        parts = [("FACE_FEMALE", 0.9), ("FEMALE_BREAST_COVERED", 0.8), ("FEMALE_BREAST_EXPOSED", 0.7), ("BUTTOCKS_EXPOSED", 0.4)]
+        parts = [
+            ("FACE_FEMALE", 0.9),
+            ("FEMALE_BREAST_COVERED", 0.8),
+            ("FEMALE_BREAST_EXPOSED", 0.7),
+            ("BUTTOCKS_EXPOSED", 0.4),
+        ]
         return [[{"class": name, "score": score} for name, score in parts], [{"class": "FEET_EXPOSED", "score": 0.9}]]
 
     monkeypatch.setattr(judge._detector, "detect_batch", detect_batch)
@@ -120,7 +139,9 @@ def clip_folder(tmp_path_factory):
     from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
 
     folder = tmp_path_factory.mktemp("clip")
-    vocabulary = {c + end: i for i, (end, c) in enumerate((end, c) for end in ("", "</w>") for c in map(chr, range(33, 127)))}
+    vocabulary = {
+        c + end: i for i, (end, c) in enumerate((end, c) for end in ("", "</w>") for c in map(chr, range(33, 127)))
+    }
     vocabulary |= {"<|startoftext|>": len(vocabulary), "<|endoftext|>": len(vocabulary) + 1}
     (folder / "vocab.json").write_text(json.dumps(vocabulary))
     (folder / "merges.txt").write_text("#version: 0.2\n")
@@ -131,7 +152,9 @@ def clip_folder(tmp_path_factory):
     import torch
 
     torch.manual_seed(0)
-    CLIPModel(CLIPConfig(text_config=text, vision_config=layers | {"image_size": 32, "patch_size": 8}, projection_dim=16)).save_pretrained(folder)
+    CLIPModel(
+        CLIPConfig(text_config=text, vision_config=layers | {"image_size": 32, "patch_size": 8}, projection_dim=16)
+    ).save_pretrained(folder)
     processor = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
     CLIPProcessor(image_processor=processor, tokenizer=tokenizer).save_pretrained(folder)
     return folder
@@ -143,12 +166,17 @@ def test_a_clip_folder_gives_scores_and_features(clip_folder):
     swapped = judge([GREEN, RED], ["a green field", "a red wall"])
     assert verdict.unsafe is None and judge.labels == ()
     assert verdict.features.shape == (2, 16) and np.linalg.norm(verdict.features, axis=1) == pytest.approx([1, 1])
-    assert verdict.clip_score == pytest.approx(swapped.clip_score[::-1], abs=1e-5) and np.abs(verdict.clip_score).max() <= 1
+    assert (
+        verdict.clip_score == pytest.approx(swapped.clip_score[::-1], abs=1e-5)
+        and np.abs(verdict.clip_score).max() <= 1
+    )
     assert judge([RED]).clip_score is None
 
 
 def test_with_labels_a_clip_folder_classifies(clip_folder):
-    (clip_folder / "labels.json").write_text(json.dumps({"labels": ["a photo of a gun", "a photo of a cat"], "unsafe": ["a photo of a gun"]}))
+    (clip_folder / "labels.json").write_text(
+        json.dumps({"labels": ["a photo of a gun", "a photo of a cat"], "unsafe": ["a photo of a gun"]})
+    )
     try:
         judge = load_judge(clip_folder)
         verdict = judge([RED, GREEN])

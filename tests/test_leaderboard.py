@@ -1,4 +1,5 @@
-"""`eval-unlearn` finds the technique by its entry point and runs it: a tiny Stable Diffusion with random weights, a metric that looks."""
+"""`eval-unlearn` finds the technique by its entry point and runs it: a tiny Stable Diffusion with random weights, a
+metric that looks."""
 
 from __future__ import annotations
 
@@ -57,13 +58,25 @@ def model(tmp_path_factory):
 def few(tmp_path_factory):
     """The shipped direction with some of its anchors, as a file."""
     whole = directions.load("smollm2-135m-instruct")
-    some = replace(whole, anchor_states=whole.anchor_states[:300], anchor_prompts=whole.anchor_prompts[:300], token_scores=torch.empty(0))
+    some = replace(
+        whole,
+        anchor_states=whole.anchor_states[:300],
+        anchor_prompts=whole.anchor_prompts[:300],
+        token_scores=torch.empty(0),
+    )
     return some.save(tmp_path_factory.mktemp("direction") / "few.safetensors")
 
 
 @pytest.fixture
 def config(model, few):
-    return {"model_id": str(model), "direction": str(few), "erase_concept": "nudity", "method": "svd", "device": "cpu", **STEPS}
+    return {
+        "model_id": str(model),
+        "direction": str(few),
+        "erase_concept": "nudity",
+        "method": "svd",
+        "device": "cpu",
+        **STEPS,
+    }
 
 
 class Looking:
@@ -100,7 +113,9 @@ def test_the_benchmark_finds_it_by_its_entry_point_and_runs_it(site, monkeypatch
     monkeypatch.setattr(Looking, "seen", [])
     register_metric("looking")(Looking)
     # A budget of nothing: no prompt is flagged, so every picture is the one that the model draws by itself.
-    runner = SingleBenchmarkRunner("safety_directions", "looking", {**config, "budget": 0.0}, output_dir=str(tmp_path), seed=7)
+    runner = SingleBenchmarkRunner(
+        "safety_directions", "looking", {**config, "budget": 0.0}, output_dir=str(tmp_path), seed=7
+    )
     report = runner.run()
     assert report["metric_result"]["value"] == len(PROMPTS) and report["erase_concept"] == "nudity"
     assert [prompt for prompt, _ in Looking.seen] == PROMPTS
@@ -118,14 +133,17 @@ def test_adding_changes_the_picture_and_nothing_of_the_padding(config, model):
     assert content.tolist() == [False, True, True, *[False] * 74]
     seen = {}
     encode = technique.pipe.unet.forward
-    technique.pipe.unet.forward = lambda *args, **kwargs: (seen.setdefault("states", kwargs["encoder_hidden_states"]), encode(*args, **kwargs))[1]
+    technique.pipe.unet.forward = lambda *args, **kwargs: (
+        seen.setdefault("states", kwargs["encoder_hidden_states"]),
+        encode(*args, **kwargs),
+    )[1]
     (picture,) = technique.generate(["a b"], seed=7)
     assert not np.array_equal(np.asarray(picture), plain(model, "a b", 7))
     own = technique.pipe.encode_prompt("a b", "cpu", 1, True)
     negative, positive = seen["states"]
     assert torch.equal(negative, own[1][0]) and torch.equal(positive[~content], own[0][0][~content])
     moved = positive[content] - own[0][0][content]
-    assert torch.allclose(moved, 5 * technique.aligned.vector(("sexual",)).expand_as(moved), atol=1e-4)
+    assert torch.allclose(moved, 5 * technique.aligned.slot.vector(("sexual",)).expand_as(moved), atol=1e-4)
 
 
 def test_a_concept_that_is_no_category_takes_the_global_direction(config):

@@ -16,7 +16,9 @@ def test_the_shipped_direction_belongs_to_the_shipped_prompts():
     assert direction.pairs["sha256"] == pairs_hash(pairs)
     benign = [a.prompt for a in read_anchors()] + [p.safe for p in pairs]
     assert set(direction.mentions) == {a.prompt for a in read_anchors(split="mention")}
-    assert set(direction.anchor_prompts) == {prompt for i, prompt in enumerate(benign) if i % 5} | set(direction.mentions)
+    assert set(direction.anchor_prompts) == {prompt for i, prompt in enumerate(benign) if i % 5} | set(
+        direction.mentions
+    )
     assert len(direction.token_counts) == len(direction.anchor_prompts) and direction.token_scores.shape[1] == 7
     path = directions.available()["smollm2-135m-instruct"]
     assert path.stat().st_size < 10e6
@@ -24,7 +26,11 @@ def test_the_shipped_direction_belongs_to_the_shipped_prompts():
 
 @pytest.fixture(scope="module")
 def rows():
-    return {(r["target"], r["category"], r["method"].split()[0]): r for t in ("minilm", "gemma-3-270m") for r in measure("smollm2-135m-instruct", t, methods=("auto",))}
+    return {
+        (r["target"], r["category"], r["method"].split()[0]): r
+        for t in ("minilm", "gemma-3-270m")
+        for r in measure("smollm2-135m-instruct", t, methods=("auto",))
+    }
 
 
 @pytest.mark.parametrize("target", ["minilm", "gemma-3-270m"])

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -6,6 +7,9 @@ from safetensors.torch import save_file
 
 import directions
 from directions.__main__ import main
+from directions.direction import LIBRARY
+from directions.place import Place
+from directions.prompts import read_pairs, training_anchors
 
 
 def test_show_lists_and_describes(capsys):
@@ -25,11 +29,41 @@ def test_check_tells_good_from_bad(planted, tmp_path, capsys):
     assert "truncated" in capsys.readouterr().out
 
 
+def test_check_knows_what_save_aligned_direction_writes(aligned, tmp_path, capsys):
+    width = aligned.slot.width
+    slot = replace(aligned.slot, place=Place("cond", ("l",), width, width), probe=torch.ones(width))
+    path = directions.Alignment({"cond": slot}).save(tmp_path / "encoder.safetensors")
+    assert main(["check", str(path)]) == 0 and capsys.readouterr().out.startswith("good")
+    path.write_bytes(path.read_bytes()[:-5])
+    assert main(["check", str(path)]) == 1 and "truncated" in capsys.readouterr().out
+
+
+def test_the_command_line_and_the_node_estimate_with_the_same_anchors():
+    pairs = read_pairs()
+    anchors, mentions = training_anchors(pairs)
+    assert set(anchors) >= {pair.safe for pair in pairs} and not set(anchors) & set(mentions)
+    kept, _ = training_anchors(pairs, leave_out=5)
+    assert kept == [prompt for i, prompt in enumerate(anchors) if i % 5]
+
+
+def test_estimate_writes_where_it_is_called_and_never_into_the_library(monkeypatch, tmp_path, planted, capsys):
+    """What it learned is stood in for; where it goes is the test."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("directions.sources.load_source", lambda *_: (None, None))
+    monkeypatch.setattr("directions.sources.weights_hash", lambda _: "0" * 64)
+    monkeypatch.setattr("directions.estimate.estimate", lambda *_, **__: planted.direction)
+    before = sorted(LIBRARY.iterdir())
+    assert main(["estimate", "some-model", "--name", "mine"]) == 0
+    assert (tmp_path / "mine.safetensors").is_file() and sorted(LIBRARY.iterdir()) == before
+
+
 def test_align_from_the_command_line(planted, tmp_path):
     path = planted.direction.save(tmp_path / "d.safetensors")
     save_file({"states": torch.stack([rows.mean(0) for rows in planted.states])}, tmp_path / "states.safetensors")
-    assert main(["align", str(path), str(tmp_path / "states.safetensors"), "--out", str(tmp_path / "a.safetensors")]) == 0
-    assert directions.load_aligned(tmp_path / "a.safetensors").width == 32
+    assert (
+        main(["align", str(path), str(tmp_path / "states.safetensors"), "--out", str(tmp_path / "a.safetensors")]) == 0
+    )
+    assert directions.load_aligned(tmp_path / "a.safetensors").slot.width == 32
 
 
 def test_faults_are_one_line_on_standard_error(tmp_path, capsys):

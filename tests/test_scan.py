@@ -23,12 +23,23 @@ def learned(tmp_path_factory):
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", unk_token="<unk>")
     torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=len(vocab), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4)
+    config = LlamaConfig(
+        vocab_size=len(vocab), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4
+    )
     model = LlamaForCausalLM(config).eval()
     folder = tmp_path_factory.mktemp("model")
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    pairs = [Pair("violence", f"t{i % 8}", "caption", f"{WORDS[i]} spoon {WORDS[i * 7 % 40]}", f"{WORDS[i]} knife {WORDS[i * 7 % 40]}") for i in range(40)]
+    pairs = [
+        Pair(
+            "violence",
+            f"t{i % 8}",
+            "caption",
+            f"{WORDS[i]} spoon {WORDS[i * 7 % 40]}",
+            f"{WORDS[i]} knife {WORDS[i * 7 % 40]}",
+        )
+        for i in range(40)
+    ]
     anchors = [" ".join(WORDS[(i * k + k) % 40] for k in (1, 3, 5, 11)) for i in range(120)]
     return folder, estimate(model, tokenizer, pairs, anchors, layer=1)
 
@@ -61,7 +72,9 @@ def test_every_prompt_is_scored_once_and_in_order(learned, prompts, tmp_path):
         asked = [row["prompt"] for row in csv.DictReader(stream)]
     assert [int(row["row"]) for row in rows] == list(range(PART + 300)) and [row["prompt"] for row in rows] == asked
     assert rows[5]["score"] == "" and rows[5]["flagged"] == "", "an empty prompt got a score"
-    unsafe, safe = ([float(r["score"]) for r in rows if r["score"] and ("knife" in r["prompt"]) == which] for which in (True, False))
+    unsafe, safe = (
+        [float(r["score"]) for r in rows if r["score"] and ("knife" in r["prompt"]) == which] for which in (True, False)
+    )
     assert sum(unsafe) / len(unsafe) > sum(safe) / len(safe) + 1
     assert summary["prompts"] == PART + 300 and summary["flagged"] == sum(row["flagged"] == "1" for row in rows) > 0
 
@@ -117,7 +130,16 @@ def test_without_ray_it_names_the_install_command(learned, prompts, tmp_path, mo
     folder, direction = learned
     path = direction.save(tmp_path / "d.safetensors")
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
-    arguments = ["scan", str(prompts), "--direction", str(path), "--source", str(folder), "--out", str(tmp_path / "out")]
+    arguments = [
+        "scan",
+        str(prompts),
+        "--direction",
+        str(path),
+        "--source",
+        str(folder),
+        "--out",
+        str(tmp_path / "out"),
+    ]
     assert main([*arguments, "--ray", "local"]) == 2
     assert "pip install 'ray[data]'" in capsys.readouterr().err
     assert main(arguments) == 0, "it doesn't score without Ray either"

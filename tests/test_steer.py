@@ -3,8 +3,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from directions.aligned import TOP, combine
-from directions.steer import FAR, FAR_BEHIND, MODES, STOP, SURE, TOKEN_MARGINS, land, spacing
+from directions.bank import land, spacing_of
+from directions.scores import TOP, global_plus_highest
+from directions.steer import FAR, FAR_BEHIND, MODES, STOP, SURE, TOKEN_MARGINS
 
 
 def test_positive_scores_are_unsafe(planted, aligned):
@@ -17,9 +18,11 @@ def test_token_scores_are_in_benign_standard_deviations(planted, aligned):
 
 
 def test_a_token_score_adds_the_global_reading_and_the_highest_categorys(planted, aligned):
-    readings = (planted.unsafe - aligned.center) @ aligned.readers.T
-    mean, spread = aligned.token_moments
-    assert torch.allclose(aligned.score(planted.unsafe), (readings[:, 0] + readings[:, 1:].amax(1) - mean) / spread, atol=1e-4)
+    readings = (planted.unsafe - aligned.slot.center) @ aligned.slot.readers.T
+    mean, spread = aligned.slot.token_moments
+    assert torch.allclose(
+        aligned.score(planted.unsafe), (readings[:, 0] + readings[:, 1:].amax(1) - mean) / spread, atol=1e-4
+    )
     for column, name in enumerate(aligned.categories, 1):
         assert torch.allclose(aligned.score(planted.unsafe, name), readings[:, column], atol=1e-4)
 
@@ -32,14 +35,16 @@ def test_the_budget_is_the_share_of_benign_prompts_flagged(planted, aligned, bud
 
 def test_add_moves_by_alpha_benign_spreads(planted, aligned):
     pooled = torch.stack([rows.mean(0) for rows in planted.states])
-    unit = aligned.vectors[0] / aligned.vectors[0].norm()
+    unit = aligned.slot.vectors[0] / aligned.slot.vectors[0].norm()
     moved = aligned.steer(planted.states[0], alpha=3.0)
     assert ((moved - planted.states[0]) @ unit / (pooled @ unit).std()).mean().item() == pytest.approx(3, rel=1e-3)
 
 
 def test_negative_alpha_moves_the_other_way(planted, aligned):
     states = planted.states[0]
-    assert torch.allclose(aligned.steer(states, alpha=-2.0) - states, states - aligned.steer(states, alpha=2.0), atol=1e-4)
+    assert torch.allclose(
+        aligned.steer(states, alpha=-2.0) - states, states - aligned.steer(states, alpha=2.0), atol=1e-4
+    )
 
 
 def test_gate_leaves_benign_prompts_bit_identical_and_moves_unsafe_ones(planted, aligned):
@@ -71,49 +76,71 @@ def test_gate_treats_each_prompt_of_a_batch_by_itself(planted, aligned):
 @settings(max_examples=40, deadline=None)
 @given(st.data())
 def test_a_batch_with_masks_scores_as_its_definition_says_of_each_prompt(aligned, data):
-    """The mean token's reading plus the mean of the TOP highest tokens', each standardised; global and the highest category added."""
+    """The mean token's reading plus the mean of the TOP highest tokens', each standardised; global and the highest
+    category added."""
     draw = torch.Generator().manual_seed(data.draw(st.integers(0, 999)))
-    states = aligned.center + 3 * torch.randn(3, 9, aligned.width, generator=draw)
+    states = aligned.slot.center + 3 * torch.randn(3, 9, aligned.slot.width, generator=draw)
     mask = torch.tensor([data.draw(st.lists(st.booleans(), min_size=9, max_size=9)) for _ in range(3)])
     found = {name: aligned.prompt_score(states, name, mask) for name in aligned.names}
+    moments = aligned.slot.prompt_moments
     for row, own in zip(range(3), mask):
-        tokens = [states[row, t] - aligned.center for t in range(9) if own[t]]
+        tokens = [states[row, t] - aligned.slot.center for t in range(9) if own[t]]
         if not tokens:
             assert all(scores[row] == 0 for scores in found.values())
             continue
         readings = []
         for name in range(len(aligned.names)):
-            mean = sum(tokens) / len(tokens) @ aligned.prompt_readers[name]
-            highest = sorted((token @ aligned.readers[name]).item() for token in tokens)[-TOP:]
-            readings.append((mean + sum(highest) / len(highest) / aligned.peak_spread[name] - aligned.prompt_moments[name, 0]) / aligned.prompt_moments[name, 1])
-        together = (combine(torch.stack(readings)) - aligned.prompt_moments[-1, 0]) / aligned.prompt_moments[-1, 1]
+            mean = sum(tokens) / len(tokens) @ aligned.slot.prompt_readers[name]
+            highest = sorted((token @ aligned.slot.readers[name]).item() for token in tokens)[-TOP:]
+            reading = mean + sum(highest) / len(highest) / aligned.slot.peak_spread[name]
+            readings.append((reading - moments[name, 0]) / moments[name, 1])
+        together = (global_plus_highest(torch.stack(readings)) - moments[-1, 0]) / moments[-1, 1]
         expected = {**dict(zip(aligned.names, readings)), "global": together}
-        assert all(found[name][row].item() == pytest.approx(expected[name].item(), rel=1e-3, abs=1e-3) for name in aligned.names)
+        assert all(
+            found[name][row].item() == pytest.approx(expected[name].item(), rel=1e-3, abs=1e-3)
+            for name in aligned.names
+        )
 
 
 def follows(scores, token):
     """Whether a token that moves goes the way of those that land: it scores far below the highest, and not above SURE."""
     highest = int(scores.argmax())
-    return token != highest and scores[token] < min(SURE, scores[highest].item() * (FAR_BEHIND if token > highest else FAR))
+    return token != highest and scores[token] < min(
+        SURE, scores[highest].item() * (FAR_BEHIND if token > highest else FAR)
+    )
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 999), st.sampled_from([0.05, 0.5, 1.0]))
 def test_the_gate_does_what_its_definition_says_of_each_token(aligned, seed, budget):
-    """In a flagged prompt the tokens above min(mean, margin) move, margin by margin, until the prompt reads STOP or less: those that
+    """In a flagged prompt the tokens above min(mean, margin) move, margin by margin, until the prompt reads STOP or
+    less: those that
     score near the highest land, shifted by alpha times the vector, the others go their way on average. Nothing else changes."""
-    states = aligned.center + 3 * torch.randn(3, 6, aligned.width, generator=torch.Generator().manual_seed(seed))
+    states = aligned.slot.center + 3 * torch.randn(
+        3, 6, aligned.slot.width, generator=torch.Generator().manual_seed(seed)
+    )
     moved = aligned.steer(states, alpha=2.0, mode="gate", budget=budget)
     for before, after in zip(states, moved):
         scores = aligned.score(before)
-        landed = torch.cat([land(token.unsqueeze(0) + 2.0 * aligned.vector(("global",)), aligned.bank, aligned.bank_spacing) for token in before])
+        landed = torch.cat(
+            [
+                land(
+                    token.unsqueeze(0) + 2.0 * aligned.slot.vector(("global",)),
+                    aligned.slot.bank,
+                    aligned.slot.bank_spacing,
+                )
+                for token in before
+            ]
+        )
         expected = before
         if aligned.prompt_score(before) > aligned.threshold(budget):
             for margin in TOKEN_MARGINS:
                 chosen = [t for t in range(6) if scores[t] > min(scores.mean().item(), margin)]
                 leading = [t for t in chosen if not follows(scores, t)]
                 way = torch.stack([landed[t] - before[t] for t in leading]).mean(0)
-                expected = torch.stack([before[t] if t not in chosen else landed[t] if t in leading else before[t] + way for t in range(6)])
+                expected = torch.stack(
+                    [before[t] if t not in chosen else landed[t] if t in leading else before[t] + way for t in range(6)]
+                )
                 if aligned.prompt_score(expected) <= STOP:
                     break
         same = (expected == before).all(-1)
@@ -122,7 +149,9 @@ def test_the_gate_does_what_its_definition_says_of_each_token(aligned, seed, bud
 
 def test_a_prompt_that_stays_unsafe_loses_more_of_its_tokens(aligned):
     """What scores too low for the first margin moves where the rest is not enough."""
-    states = aligned.center + 3 * torch.randn(200, 8, aligned.width, generator=torch.Generator().manual_seed(1))
+    states = aligned.slot.center + 3 * torch.randn(
+        200, 8, aligned.slot.width, generator=torch.Generator().manual_seed(1)
+    )
     first = [(score > min(score.mean().item(), TOKEN_MARGINS[0])).sum().item() for score in aligned.score(states)]
     flagged = aligned.flagged(states, 0.2)
     count = (aligned.steer(states, alpha=5.0, mode="gate", budget=0.2) != states).any(-1).sum(-1)
@@ -146,36 +175,48 @@ def test_a_word_beside_the_concept_stays_nearer_to_itself_than_one_that_lands(pl
 
 def test_a_word_that_is_unsafe_by_itself_lands_beside_a_worse_one(aligned):
     """Above SURE it isn't some other word, however much worse the one before it is."""
-    reader = aligned.readers[0] / aligned.readers[0].norm()
+    reader = aligned.slot.readers[0] / aligned.slot.readers[0].norm()
     steps = torch.arange(0, 20, 0.05)
-    line = aligned.center + steps[:, None] * reader
+    line = aligned.slot.center + steps[:, None] * reader
     scores = aligned.score(line)
     worse = line[(scores > 6).nonzero()[0, 0]]
     for score, lands in ((SURE - 0.3, False), (SURE + 0.3, True)):
         word = line[(scores > score).nonzero()[0, 0]]
         assert aligned.score(word[None])[0] < FAR_BEHIND * aligned.score(worse[None])[0]
         moved = aligned.steer(torch.stack([worse, word]), alpha=5.0, mode="gate", budget=0.2)
-        landed = land((word + 5.0 * aligned.vector(("global",)))[None], aligned.bank, aligned.bank_spacing)[0]
+        landed = land(
+            (word + 5.0 * aligned.slot.vector(("global",)))[None], aligned.slot.bank, aligned.slot.bank_spacing
+        )[0]
         assert torch.allclose(moved[1], landed, atol=1e-3) == lands
 
 
 def test_project_is_one_sided(planted, aligned):
-    unit = aligned.vectors[0] / aligned.vectors[0].norm()
+    unit = aligned.slot.vectors[0] / aligned.slot.vectors[0].norm()
     moved = aligned.steer(planted.unsafe, mode="project")
-    assert ((moved - aligned.center) @ unit).abs().max() < 1e-3
-    safe_side = aligned.center + 2 * aligned.vectors[0]
+    assert ((moved - aligned.slot.center) @ unit).abs().max() < 1e-3
+    safe_side = aligned.slot.center + 2 * aligned.slot.vectors[0]
     assert torch.equal(aligned.steer(safe_side.unsqueeze(0), mode="project"), safe_side.unsqueeze(0))
 
 
 def test_a_category_steers_along_its_own_vector(planted, aligned):
     moved = aligned.steer(planted.states[0], categories=["hate"]) - planted.states[0]
-    assert torch.nn.functional.cosine_similarity(moved[0], aligned.vectors[aligned.names.index("hate")], dim=0) > 0.999
-    towards = {name: torch.nn.functional.cosine_similarity(moved[0], truth, dim=0) for name, truth in planted.truth.items()}
+    assert (
+        torch.nn.functional.cosine_similarity(moved[0], aligned.slot.vectors[aligned.names.index("hate")], dim=0)
+        > 0.999
+    )
+    towards = {
+        name: torch.nn.functional.cosine_similarity(moved[0], truth, dim=0) for name, truth in planted.truth.items()
+    }
     assert towards["hate"] > 0.7 > towards["violence"]
 
 
 @settings(deadline=None, max_examples=60)
-@given(mode=st.sampled_from(sorted(MODES)), alpha=st.floats(-7, 7), dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16]), data=st.data())
+@given(
+    mode=st.sampled_from(sorted(MODES)),
+    alpha=st.floats(-7, 7),
+    dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),
+    data=st.data(),
+)
 def test_tokens_outside_the_mask_never_change(planted, aligned, mode, alpha, dtype, data):
     mask = torch.tensor(data.draw(st.lists(st.booleans(), min_size=5, max_size=5)))
     states = planted.unsafe.to(dtype)
@@ -205,7 +246,7 @@ def test_states_from_everywhere_do_not_all_land_in_the_middle_of_the_crowd():
     draw = torch.Generator().manual_seed(0)
     bank = torch.cat([torch.randn(300, 64, generator=draw), 0.05 * torch.randn(4, 64, generator=draw)])
     states = torch.randn(100, 64, generator=draw)
-    in_the_middle = [land(states, bank, by).norm(dim=1) < 1 for by in (torch.ones(len(bank)), spacing(bank))]
+    in_the_middle = [land(states, bank, by).norm(dim=1) < 1 for by in (torch.ones(len(bank)), spacing_of(bank))]
     assert in_the_middle[0].float().mean() > 0.9 and not in_the_middle[1].any()
 
 
@@ -247,6 +288,8 @@ def test_add_is_one_graph(planted, aligned):
     """The other modes look thresholds up, and gate asks what is flagged: those two are for Python."""
     mask = torch.arange(5).expand(2, 5) < 3
     states = torch.stack([planted.unsafe, -planted.unsafe])
-    compiled = torch.compile(lambda some: aligned.steer(some, mask=mask, categories=["hate"]), fullgraph=True, backend="eager")
+    compiled = torch.compile(
+        lambda some: aligned.steer(some, mask=mask, categories=["hate"]), fullgraph=True, backend="eager"
+    )
     with torch.inference_mode():
         assert torch.equal(compiled(states), aligned.steer(states, mask=mask, categories=["hate"]))

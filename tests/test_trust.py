@@ -22,7 +22,9 @@ assert all(found[name] == 4 for name in ("save", "estimate", "align", "evaluate"
 
 def test_a_killed_process_leaves_the_old_file_or_the_new_one(tmp_path):
     # A process of its own: it forks, and this one has threads.
-    done = subprocess.run([sys.executable, "-c", KILLS, str(tmp_path)], capture_output=True, text=True, cwd=ROOT, timeout=1200)
+    done = subprocess.run(
+        [sys.executable, "-c", KILLS, str(tmp_path)], capture_output=True, text=True, cwd=ROOT, timeout=1200
+    )
     assert done.returncode == 0, done.stderr[-3000:]
 
 
@@ -39,7 +41,9 @@ def disk(request, tmp_path):
 
 
 def test_a_disk_that_takes_nothing_is_named_and_left_clean(planted, disk, tmp_path):
-    with pytest.raises(OSError, match=r"(No space left on device|Read-only file system); nothing was written: .*d.safetensors"):
+    with pytest.raises(
+        OSError, match=r"(No space left on device|Read-only file system); nothing was written: .*d.safetensors"
+    ):
         _large(planted).save(disk / "d.safetensors")
     assert not list(disk.iterdir())
 
@@ -66,7 +70,20 @@ def test_the_command_line_says_in_one_line_that_nothing_was_written(disk, tmp_pa
 
     states = directions.load("smollm2-135m-instruct").anchor_states.float()[:, :64].contiguous()
     save_file({"states": states + 0.01 * torch.randn(states.shape)}, tmp_path / "states.safetensors")
-    assert main(["align", "smollm2-135m-instruct", str(tmp_path / "states.safetensors"), "--method", "svd", "--out", str(disk / "a.safetensors")]) == 2
+    assert (
+        main(
+            [
+                "align",
+                "smollm2-135m-instruct",
+                str(tmp_path / "states.safetensors"),
+                "--method",
+                "svd",
+                "--out",
+                str(disk / "a.safetensors"),
+            ]
+        )
+        == 2
+    )
     error = capsys.readouterr().err
     assert error.startswith("error: ") and "nothing was written" in error and error.count("\n") == 1
 
@@ -76,4 +93,8 @@ def _large(planted):
 
     direction = planted.direction
     many = 10 * len(direction.anchor_prompts)
-    return replace(direction, anchor_states=direction.anchor_states.repeat(10, 1), anchor_prompts=tuple(f"prompt {i}" for i in range(many)))
+    return replace(
+        direction,
+        anchor_states=direction.anchor_states.repeat(10, 1),
+        anchor_prompts=tuple(f"prompt {i}" for i in range(many)),
+    )

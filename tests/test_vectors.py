@@ -19,11 +19,17 @@ EXPECTED = json.loads((HERE / "expected.json").read_text(encoding="utf-8"))
 def test_a_sound_file_is_read_as_it_was_written(name):
     direction, expected = read_direction(HERE / name), EXPECTED["sound"][name]
     found = {"anchors.states": direction.anchor_states}
-    found |= {f"direction.{key}": vector for key, vector in direction.vectors.items()} | {f"reader.{key}": reader for key, reader in direction.readers.items()}
-    assert {key: {"shape": list(tensor.shape), "values": tensor.flatten().tolist()} for key, tensor in found.items()} == expected["tensors"]
+    found |= {f"direction.{key}": vector for key, vector in direction.vectors.items()} | {
+        f"reader.{key}": reader for key, reader in direction.readers.items()
+    }
+    assert {
+        key: {"shape": list(tensor.shape), "values": tensor.flatten().tolist()} for key, tensor in found.items()
+    } == expected["tensors"]
     assert list(direction.anchor_prompts) == expected["metadata"]["anchor_prompts"]
     assert list(direction.mentions) == expected["metadata"].get("mentions", [])
-    assert (direction.source, direction.pairs, direction.licence) == tuple(expected["metadata"][key] for key in ("source", "pairs", "licence"))
+    assert (direction.source, direction.pairs, direction.licence) == tuple(
+        expected["metadata"][key] for key in ("source", "pairs", "licence")
+    )
 
 
 @pytest.mark.parametrize("name", EXPECTED["broken"])
@@ -36,7 +42,9 @@ def test_the_script_writes_these_very_files():
     spec = importlib.util.spec_from_file_location("make_vectors", HERE / "make.py")
     make = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(make)
-    assert make.vectors() == {path.name: path.read_bytes() for path in HERE.iterdir() if path.suffix in (".safetensors", ".json")}
+    assert make.vectors() == {
+        path.name: path.read_bytes() for path in HERE.iterdir() if path.suffix in (".safetensors", ".json")
+    }
 
 
 def test_what_a_file_is_written_from_here_is_what_the_specification_says(planted, tmp_path):

@@ -41,14 +41,18 @@ def run(names: list[str]) -> dict[str, list[Row]]:
         for row in getattr(importlib.import_module(f"{__package__}.{module}"), function)():
             found[name].append(row)
             verdict = {True: "met", False: "MISSED", None: ""}[row.met]
-            print(f"  {row.what:46} {row.value:10.3g} {row.unit:3} {row.target:10} {verdict:7} {row.detail}", flush=True)
+            print(
+                f"  {row.what:46} {row.value:10.3g} {row.unit:3} {row.target:10} {verdict:7} {row.detail}", flush=True
+            )
     return found
 
 
 def main() -> int:
     """Run sections; returns the exit status, which says nothing about targets."""
     listing = "\n".join(f"  {name:8} {title}" for name, (_, title) in SECTIONS.items())
-    parser = argparse.ArgumentParser(description=__doc__, epilog=f"sections:\n{listing}", formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=f"sections:\n{listing}", formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("sections", nargs="*", help="which (default: all)")
     parser.add_argument("--json", type=Path, help="file for the figures; sections that aren't run keep theirs")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads for torch")

@@ -21,24 +21,39 @@ def measure() -> Iterator[Row]:
     nodes, library = pack().nodes.encoders, pack().directions
     prompts = library.load("smollm2-135m-instruct").anchor_prompts
     for name, clip, model in (("MiniLM", minilm(), "minilm"), ("CLIP-L", clip_l(), "clip_l")):
-        edges = nodes.layout.find_edges(clip)
-        places = nodes.layout.find_places(clip, edges)
+        layout = nodes.layout.Layout.discover(clip)
         for count in ANCHORS[name]:
             some = [prompts[i * len(prompts) // count] for i in range(count)]
             tokens = [clip.tokenize(prompt) for prompt in some]
             tasks = {
                 "one by one": lambda: [clip.encode_from_tokens(entry, return_dict=True) for entry in tokens],
-                "floor": lambda: _best_batches(getattr(clip.cond_stage_model, model), [next(iter(entry.values()))[0] for entry in tokens]),
-                "ours": lambda: nodes.alignment._anchor_states(clip, some, places, edges, range(len(some))),
+                "floor": lambda: _best_batches(
+                    getattr(clip.cond_stage_model, model), [next(iter(entry.values()))[0] for entry in tokens]
+                ),
+                "ours": lambda: nodes.alignment._anchor_states(clip, some, layout, range(len(some))),
             }
             with torch.inference_mode():
                 seconds = in_turn(tasks, 3 if count < 100 else 1)
-                alone = [nodes.alignment._rows(entry, clip.encode_from_tokens(entry, return_dict=True), places, edges)["cond"] for entry in tokens]
-                ours = nodes.alignment._anchor_states(clip, some, places, edges, range(len(some)))[0]["cond"]
+                alone = [
+                    layout.states(entry, clip.encode_from_tokens(entry, return_dict=True))["cond"] for entry in tokens
+                ]
+                ours = nodes.alignment._anchor_states(clip, some, layout, range(len(some)))[0]["cond"]
             error = max(((a - b).norm(dim=-1).max() / a.norm(dim=-1).mean()).item() for a, b in zip(alone, ours))
             each = {task: f"{median(values) / count * 1e3:.1f} ms" for task, values in seconds.items()}
-            yield Row(f"{name}, {count} anchors: ours to floor", ratio(seconds, "ours", "floor"), "x", "<= 1.1", f"{each['ours']} to {each['floor']} a prompt")
-            yield Row(f"{name}, {count}: one by one to ours", ratio(seconds, "one by one", "ours"), "x", ">= 1.5", f"{each['one by one']} to {each['ours']} a prompt")
+            yield Row(
+                f"{name}, {count} anchors: ours to floor",
+                ratio(seconds, "ours", "floor"),
+                "x",
+                "<= 1.1",
+                f"{each['ours']} to {each['floor']} a prompt",
+            )
+            yield Row(
+                f"{name}, {count}: one by one to ours",
+                ratio(seconds, "one by one", "ours"),
+                "x",
+                ">= 1.5",
+                f"{each['one by one']} to {each['ours']} a prompt",
+            )
             yield Row(f"{name}, {count}: largest difference from one by one", error, "", "<= 0.0001")
 
 
@@ -66,10 +81,20 @@ def again() -> Iterator[Row]:
         inner = clip.cond_stage_model.minilm.encode
         clip.cond_stage_model.minilm.encode = lambda sections: passes.append(1) or inner(sections)
         seconds = in_turn(
-            {"again": lambda: nodes.align_encoder(clip, library.load("smollm2-135m-instruct"), METHOD), "direction": lambda: library.load("smollm2-135m-instruct")}, 5
+            {
+                "again": lambda: nodes.align_encoder(clip, library.load("smollm2-135m-instruct"), METHOD),
+                "direction": lambda: library.load("smollm2-135m-instruct"),
+            },
+            5,
         )
     clip.cond_stage_model.minilm.encode = inner
     shutil.rmtree(nodes.alignment._folder(), ignore_errors=True)
     spent = [a - b for a, b in zip(seconds["again"], seconds["direction"])]
-    yield Row("MiniLM, second alignment", median(spent) * 1e3, "ms", "<= 100", f"and {median(seconds['direction']) * 1e3:.0f} ms to load the direction")
+    yield Row(
+        "MiniLM, second alignment",
+        median(spent) * 1e3,
+        "ms",
+        "<= 100",
+        f"and {median(seconds['direction']) * 1e3:.0f} ms to load the direction",
+    )
     yield Row("MiniLM, forward passes of the second", len(passes), "", "<= 0")

@@ -27,7 +27,9 @@ def pack() -> Any:
     import comfy.options
 
     comfy.options.enable_args_parsing()
-    spec = importlib.util.spec_from_file_location("pack", ROOT / "__init__.py", submodule_search_locations=[os.fspath(ROOT)])
+    spec = importlib.util.spec_from_file_location(
+        "pack", ROOT / "__init__.py", submodule_search_locations=[os.fspath(ROOT)]
+    )
     assert spec and spec.loader
     sys.modules["pack"] = module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

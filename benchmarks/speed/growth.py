@@ -8,7 +8,7 @@ from typing import Any, Callable, Iterator, NamedTuple, Sequence
 
 import torch
 
-from directions.align import METHODS
+from directions.maps import METHODS
 from harness.server import ROOT
 
 from .clock import Row, in_turn
@@ -42,8 +42,8 @@ def _steer(tokens: int, width: int, categories: int) -> Callable[[], Any]:
     encoders = pack().nodes.encoders
     names = [f"category-{i}" for i in range(categories)]
     aligned, states = made_up(width, tokens=tokens, categories=names), torch.randn(1, tokens, width)
-    how = {"alpha": 5.0, "mode": "add", "categories": names, "budget": 0.01}
-    return lambda: encoders.steer_conditioning([[states, {}]], aligned, how)
+    settings = pack().directions.SteeringSettings("add", 5.0, tuple(names), 0.01)
+    return lambda: encoders.steer_conditioning([[states, {}]], aligned, settings)
 
 
 def _ridge(anchors: int, width: int) -> Callable[[], Any]:
@@ -80,7 +80,9 @@ def _draw(drawn: Sequence[tuple[Curve, list[float]]], path: Path) -> None:
         span = logs[0][-1] - logs[0][0]
 
         def at(x: torch.Tensor, y: torch.Tensor) -> tuple[float, float]:
-            return left + (side - 1.5 * margin) * ((x - logs[0][0]) / span).item(), side - margin - (side - 2 * margin) * (y.item() - low) / (high - low)
+            return left + (side - 1.5 * margin) * ((x - logs[0][0]) / span).item(), side - margin - (
+                side - 2 * margin
+            ) * (y.item() - low) / (high - low)
 
         pen.rectangle([left - 6, margin - 6, left + side - 1.5 * margin + 6, side - margin + 6], outline="#c8ced6")
         pen.text((left - 6, 14), curve.title, fill="#1c2026")
@@ -91,5 +93,7 @@ def _draw(drawn: Sequence[tuple[Curve, list[float]]], path: Path) -> None:
             pen.ellipse([column - 3, row - 3, column + 3, row + 3], fill="#1f6feb")
             pen.text((column - 10, side - margin + 10), str(size), fill="#57606a")
             pen.text((column - 10, row - 16), f"{value:.3g}", fill="#57606a")
-    pen.text((8, side - 14), "milliseconds of CPU by size, both logarithmic; blue: measured, grey: the law", fill="#57606a")
+    pen.text(
+        (8, side - 14), "milliseconds of CPU by size, both logarithmic; blue: measured, grey: the law", fill="#57606a"
+    )
     picture.save(path)

@@ -22,9 +22,17 @@ ANCHORS = (500, 2000, 5431, 20000)
 def measure() -> Iterator[Row]:
     """What fitting adds to the states that it is given."""
     for anchors in ANCHORS:
-        done = subprocess.run([sys.executable, "-m", f"{__package__}.memory", str(anchors)], cwd=ROOT, capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-m", f"{__package__}.memory", str(anchors)],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         states, added = map(float, done.stdout.split())
-        yield Row(f"ridge, {anchors} anchors of {TOKENS} tokens", added, "MB", detail=f"beyond {states:.0f} MB of states")
+        yield Row(
+            f"ridge, {anchors} anchors of {TOKENS} tokens", added, "MB", detail=f"beyond {states:.0f} MB of states"
+        )
 
 
 def fit(anchors: int) -> None:
@@ -38,7 +46,10 @@ def fit(anchors: int) -> None:
     )  # fmt: skip
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     align(direction, states, "ridge")
-    print(sum(rows.nbytes for rows in states) / 1e6, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / 1e6)
+    print(
+        sum(rows.nbytes for rows in states) / 1e6,
+        (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / 1e6,
+    )
 
 
 if __name__ == "__main__":

@@ -32,27 +32,43 @@ def measure() -> Iterator[Row]:
     with torch.inference_mode():
         aligned = nodes.align_encoder(clip, direction, "ridge")
         conditioning = [clip.encode_from_tokens_scheduled(entry) for entry in tokens]
-        toxic = projector(torch.cat([clip.encode_from_tokens(clip.tokenize(concept))[0, 1:-1].mean(0, keepdim=True) for concept in CONCEPTS]))
+        toxic = projector(
+            torch.cat(
+                [clip.encode_from_tokens(clip.tokenize(concept))[0, 1:-1].mean(0, keepdim=True) for concept in CONCEPTS]
+            )
+        )
         llm, tokenizer = load_source(smollm2_path())
         questions = [[{"role": "user", "content": QUESTION.format(prompt)}] for prompt in PROMPTS]
-        asked = [tokenizer.apply_chat_template(one, add_generation_prompt=True, return_tensors="pt", return_dict=True) for one in questions]
-        how = {"alpha": 5.0, "mode": "gate", "categories": list(direction.categories), "budget": 0.01}
+        asked = [
+            tokenizer.apply_chat_template(one, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+            for one in questions
+        ]
+        settings = library.SteeringSettings("gate", 5.0, direction.categories, 0.01)
         tasks: dict[str, Callable[[], Any]] = {
-            "ours": lambda: [nodes.steer_conditioning(one, aligned, how) for one in conditioning],
+            "ours": lambda: [nodes.steer_conditioning(one, aligned, settings) for one in conditioning],
             "SAFREE, re-encoding without each token": lambda: [_safree(clip, entry, toxic) for entry in tokens],
             "SmolLM2-135M asked yes or no": lambda: [llm(**one).logits[0, -1] for one in asked],
         }
         try:
             from nudenet import NudeDetector
 
-            detector, picture = NudeDetector(), numpy.random.default_rng(0).integers(0, 255, (1024, 1024, 3), dtype=numpy.uint8)
+            detector, picture = (
+                NudeDetector(),
+                numpy.random.default_rng(0).integers(0, 255, (1024, 1024, 3), dtype=numpy.uint8),
+            )
             tasks["NudeNet on a 1024 picture"] = lambda: [detector.detect(picture) for _ in PROMPTS]
         except ImportError:
             pass
         seconds = in_turn(tasks, 5)
     each = {name: median(values) / len(PROMPTS) * 1e3 for name, values in seconds.items()}
     for name in list(tasks)[1:]:
-        yield Row(f"{name} to ours", ratio(seconds, name, "ours"), "x", "" if "NudeNet" in name else ">= 30", f"{each[name]:.1f} to {each['ours']:.2f} ms a prompt")
+        yield Row(
+            f"{name} to ours",
+            ratio(seconds, name, "ours"),
+            "x",
+            "" if "NudeNet" in name else ">= 30",
+            f"{each[name]:.1f} to {each['ours']:.2f} ms a prompt",
+        )
 
 
 def _safree(clip: Any, tokens: dict[str, list], toxic: torch.Tensor) -> torch.Tensor:

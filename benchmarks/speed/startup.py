@@ -14,7 +14,18 @@ from harness.server import ROOT
 from .clock import Row
 
 ROUNDS = 3
-HEAVY = ("transformers", "sklearn", "scipy", "pandas", "onnxruntime", "matplotlib", "ray", "accelerate", "nudenet", "torchmetrics")
+HEAVY = (
+    "transformers",
+    "sklearn",
+    "scipy",
+    "pandas",
+    "onnxruntime",
+    "matplotlib",
+    "ray",
+    "accelerate",
+    "nudenet",
+    "torchmetrics",
+)
 
 # What ComfyUI has imported by the time that it comes to custom nodes, then the pack, as it imports it.
 PROGRAM = """
@@ -29,7 +40,8 @@ comfy.options.enable_args_parsing()
 import nodes, server, comfy.samplers, comfy_api.latest
 loaded = set(sys.modules)
 started = time.process_time()
-spec = importlib.util.spec_from_file_location("pack", os.path.join(os.getcwd(), "__init__.py"), submodule_search_locations=[os.getcwd()])
+spec = importlib.util.spec_from_file_location("pack", os.path.join(os.getcwd(), "__init__.py"),
+submodule_search_locations=[os.getcwd()])
 sys.modules["pack"] = module = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
 async def start():
@@ -47,9 +59,17 @@ def measure() -> Iterator[Row]:
     # Python compiles the pack at its first start alone: that round doesn't count.
     variables = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     for _ in range(1 + ROUNDS):
-        done = subprocess.run([sys.executable, "-c", PROGRAM], cwd=ROOT, env=variables, capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", PROGRAM], cwd=ROOT, env=variables, capture_output=True, text=True, check=True
+        )
         found.append(json.loads(done.stdout.splitlines()[-1]))
     found = found[1:]
     others = sorted({name.partition(".")[0] for name in found[0]["new"]} - {"pack"})
-    yield Row("import and describe the nodes", median(one["ms"] for one in found), "ms", "<= 50", f"also imports {', '.join(others) or 'nothing'}")
+    yield Row(
+        "import and describe the nodes",
+        median(one["ms"] for one in found),
+        "ms",
+        "<= 50",
+        f"also imports {', '.join(others) or 'nothing'}",
+    )
     yield Row("heavy packages imported", sum(name in HEAVY for name in others), "", "<= 0")

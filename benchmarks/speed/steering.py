@@ -19,22 +19,23 @@ WORDS = 14  # content tokens of a prompt; the rest is padding
 
 def made_up(width: int, seed: int = 0, tokens: int = 0, categories: Sequence[str] = CATEGORIES) -> Any:
     """An alignment of this width with all that a real one has, of random numbers."""
-    aligned = pack().directions.aligned
+    library = pack().directions
     draw = torch.Generator().manual_seed(seed)
     names = ("global", *categories)
-    levels = torch.linspace(-3, 3, len(aligned.QUANTILES)).expand(len(names), -1).contiguous()
-    bank = torch.randn(import_module(f"{pack().directions.__name__}.align").BANK_SIZE, width, generator=draw).half()  # `directions.align` is the function
-    slot = aligned.AlignedDirection(
+    levels = torch.linspace(-3, 3, len(library.slot.QUANTILES)).expand(len(names), -1).contiguous()
+    bank = torch.randn(
+        import_module(f"{library.__name__}.align").BANK_SIZE, width, generator=draw
+    ).half()  # `directions.align` is the function
+    slot = library.slot.SlotAlignment(
         names=names, vectors=torch.randn(len(names), width, generator=draw), readers=torch.randn(len(names), width, generator=draw) / width**0.5,
         prompt_readers=torch.randn(len(names), width, generator=draw) / width**0.5, center=torch.zeros(width),
         token_moments=torch.tensor([0.0, 1.0]), peak_spread=torch.ones(len(names)),
         prompt_moments=torch.tensor([[0.0, 1.0]] * (len(names) + 1)),
-        prompt_levels=levels, token_levels=levels * 20, bank=bank, bank_spacing=pack().directions.steer.spacing(bank), fit={"method": "ridge", "r2": 0.5, "top1": 0.5},
+        prompt_levels=levels, token_levels=levels * 20, bank=bank, bank_spacing=library.bank.spacing_of(bank), fit={"method": "ridge", "r2": 0.5, "top1": 0.5},
         direction={"name": "made-up", "source": "random", "sha256": "0" * 64},
+        place=library.place.Place("cond", ("t",), width, width, length=tokens, before=0, after=0), probe=torch.ones(width),
     )  # fmt: skip
-    encoder = pack().directions.encoder
-    place = encoder.Place("cond", ("t",), width, width, length=tokens, before=0, after=0)
-    return encoder.AlignedEncoder({"cond": slot}, {"cond": place}, {"cond": torch.ones(width)})
+    return library.alignment.Alignment({"cond": slot})
 
 
 def measure() -> Iterator[Row]:
@@ -51,9 +52,9 @@ def measure() -> Iterator[Row]:
         mask[:, :WORDS] = 1
         tasks[f"{shape}, copy"] = benign.clone
         for mode in ("gate", "add", "project"):
-            how = {"alpha": 5.0, "mode": mode, "categories": CATEGORIES, "budget": 0.01}
+            settings = pack().directions.SteeringSettings(mode, 5.0, tuple(CATEGORIES), 0.01)
             for kind, states in (("harmless", benign), ("flagged", unsafe)) if mode == "gate" else (("", benign),):
-                tasks[f"{shape}, {mode} {kind}".strip()] = _apply(encoders, states, mask, aligned, how)
+                tasks[f"{shape}, {mode} {kind}".strip()] = _apply(encoders, states, mask, aligned, settings)
     with torch.inference_mode():
         seconds = in_turn(tasks, 15)
     for name in list(tasks)[1:]:
@@ -61,5 +62,5 @@ def measure() -> Iterator[Row]:
         yield Row(f"steer {name}", 100 * ratio(seconds, name, "encode"), "%", "" if "copy" in name else "<= 1", detail)
 
 
-def _apply(encoders: Any, states: Tensor, mask: Tensor, aligned: Any, how: dict[str, Any]) -> Callable[[], Any]:
-    return lambda: encoders.steer_conditioning([[states, {"attention_mask": mask}]], aligned, how)
+def _apply(encoders: Any, states: Tensor, mask: Tensor, aligned: Any, settings: Any) -> Callable[[], Any]:
+    return lambda: encoders.steer_conditioning([[states, {"attention_mask": mask}]], aligned, settings)

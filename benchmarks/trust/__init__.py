@@ -1,1 +1,2 @@
-"""Campaigns against the pack: hostile files, killed processes, a loaded server, words spelt otherwise. SECURITY.md has what they found."""
+"""Campaigns against the pack: hostile files, killed processes, a loaded server, words spelt otherwise. SECURITY.md
+has what they found."""

@@ -1,4 +1,5 @@
-"""python -m benchmarks.trust [files] [kills] [load] [spelling] --minutes N: run campaigns, go on where they stopped, print what they found."""
+"""python -m benchmarks.trust [files] [kills] [load] [spelling] --minutes N: run campaigns, go on where they stopped,
+print what they found."""
 
 from __future__ import annotations
 
@@ -22,10 +23,20 @@ WHAT = {
 def main() -> int:
     """Run the named campaigns; 1 at a finding, which is printed and kept in the output folder."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.trust", description=__doc__)
-    parser.add_argument("campaigns", nargs="*", choices=[[], *CAMPAIGNS], help="; ".join(f"{name}: {COUNTS[name]:,} {what}" for name, what in WHAT.items()))
+    parser.add_argument(
+        "campaigns",
+        nargs="*",
+        choices=[[], *CAMPAIGNS],
+        help="; ".join(f"{name}: {COUNTS[name]:,} {what}" for name, what in WHAT.items()),
+    )
     parser.add_argument("--minutes", type=float, default=10.0, help="at most so long for each (default 10)")
     parser.add_argument("--count", type=int, help="so many rather than the usual number")
-    parser.add_argument("--out", type=Path, default=Path("demo-output") / "trust", help="corpus, findings and figures (default: %(default)s)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("demo-output") / "trust",
+        help="corpus, findings and figures (default: %(default)s)",
+    )
     args = parser.parse_args()
     for name in args.campaigns or CAMPAIGNS:
         out = args.out / name

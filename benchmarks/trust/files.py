@@ -19,16 +19,19 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from directions.aligned import AlignedDirection, load_aligned
+from directions.alignment import STATES, Alignment, load_aligned, load_aligned_encoder
 from directions.direction import Direction, read_direction
-from directions.edges import REST, EdgeBank
-from directions.encoder import AlignedEncoder, Place, load_aligned_encoder
 from directions.files import METADATA_KEY, DirectionFormatError
+from directions.place import Place
+from directions.slot import QUANTILES, SlotAlignment
+from directions.special_tokens import REST, SpecialTokenBank
+from directions.steer import SteeringSettings, steer
 
 SLICE, BOOKED = 50_000, 500
 HASH = 8  # bytes
@@ -55,9 +58,7 @@ def samples() -> list[tuple[int, Any]]:
         token_scores=torch.randn(5, len(names), generator=draw).half(), token_counts=torch.tensor([1, 2, 2]),
         source={"model": "sample", "layers": [1]}, pairs={"counts": {"hate": 2}}, licence="CC0", created="2026-01-01T00:00:00Z", tool_version="1",
     )  # fmt: skip
-    from directions.aligned import QUANTILES
-
-    aligned = AlignedDirection(
+    slot = SlotAlignment(
         names=names,
         vectors=torch.randn(2, width, generator=draw),
         readers=torch.randn(2, width, generator=draw),
@@ -73,12 +74,17 @@ def samples() -> list[tuple[int, Any]]:
         fit={"method": "svd", "r2": 0.5},
         direction={"name": "sample", "source": "sample", "sha256": "0"},
     )
-    places = {"cond": Place("cond", ("l",), width, width, length=6, unmasked=True), "pooled_output": Place("pooled_output", ("l",), width, width)}
+    places = {
+        "cond": Place("cond", ("l",), width, width, length=6, unmasked=True),
+        "pooled_output": Place("pooled_output", ("l",), width, width),
+    }
     roles = (-1, REST, 1)
-    edges = EdgeBank(torch.randn(2, width, generator=draw).half(), torch.randn(2, len(roles), width, generator=draw).half(), roles)
-    probes = {slot: torch.ones(width) for slot in places}
-    encoder = AlignedEncoder({slot: aligned for slot in places}, places, probes, {"cond": torch.ones(width + 1)}, {"cond": edges})
-    return [(0, direction), (1, aligned), (2, encoder)]
+    special = SpecialTokenBank(
+        torch.randn(2, width, generator=draw).half(), torch.randn(2, len(roles), width, generator=draw).half(), roles
+    )
+    slots = {name: replace(slot, place=place, probe=torch.ones(width)) for name, place in places.items()}
+    slots["cond"] = replace(slots["cond"], padding=torch.ones(width + 1), special_tokens=special)
+    return [(0, direction), (1, Alignment({STATES: slot})), (2, Alignment(slots))]
 
 
 def sound(reader: int, path: Path) -> None:
@@ -91,17 +97,25 @@ def sound(reader: int, path: Path) -> None:
     loaded = READERS[reader](path)
     if isinstance(loaded, Direction):
         _finite(*loaded.vectors.values(), *loaded.readers.values(), loaded.anchor_states, loaded.token_scores)
-        assert len(loaded.fingerprint) == 64 and loaded.categories is not None and int(loaded.token_counts.sum()) == len(loaded.token_scores)
+        assert (
+            len(loaded.fingerprint) == 64
+            and loaded.categories is not None
+            and int(loaded.token_counts.sum()) == len(loaded.token_scores)
+        )
     else:
-        for slot in [loaded] if isinstance(loaded, AlignedDirection) else loaded.slots.values():
+        for slot in loaded.slots.values():
             _finite(slot.vectors, slot.readers, slot.prompt_readers, slot.bank)
-            _finite(*(slot.steer(torch.ones(1, 2, slot.width), mode=mode, budget=0.5) for mode in ("add", "project", "gate")))
-    if isinstance(loaded, AlignedEncoder):
-        _finite(*loaded.probes.values(), *loaded.padding.values())
-        for slot, bank in loaded.edges.items():
-            at = {role: [1 + place] for place, role in enumerate(bank.roles)}
-            states = torch.ones(1 + len(at), loaded.places[slot].width)
-            _finite(bank.prompts, bank.states, bank.land(states, torch.arange(len(states)) == 0, at))
+            _finite(
+                *(
+                    steer(slot, torch.ones(1, 2, slot.width), SteeringSettings(mode, budget=0.5))
+                    for mode in ("add", "project", "gate")
+                )
+            )
+            _finite(*(tensor for tensor in (slot.probe, slot.padding) if tensor is not None))
+            if bank := slot.special_tokens:
+                at = {role: [1 + place] for place, role in enumerate(bank.roles)}
+                states = torch.ones(1 + len(at), slot.width)
+                _finite(bank.prompts, bank.states, bank.land(states, torch.arange(len(states)) == 0, at))
     loaded.save(path)
     READERS[reader](path)
 
@@ -135,7 +149,19 @@ def mutate(data: bytes, size: int, seed: int, plain: Callable[[bytes, int], byte
             body = plain(body, len(body) + 64) if body else b""
         if draw.random() < 0.3 and len(body) > 4:
             at = draw.randrange(len(body) // 4) * 4
-            body = body[:at] + draw.choice([b"\x00\x00\x80\x7f", b"\x00\x00\xc0\x7f", b"\x01\x00\x00\x00", b"\xff\xff\x7f\x7f", b"\x00\x7c\x00\xfc"]) + body[at + 4 :]
+            body = (
+                body[:at]
+                + draw.choice(
+                    [
+                        b"\x00\x00\x80\x7f",
+                        b"\x00\x00\xc0\x7f",
+                        b"\x01\x00\x00\x00",
+                        b"\xff\xff\x7f\x7f",
+                        b"\x00\x7c\x00\xfc",
+                    ]
+                )
+                + body[at + 4 :]
+            )
         text = json.dumps(header).encode()
         made = data[:1] + len(text).to_bytes(8, "little") + text + body
         return made if len(made) <= size else plain(data, size)
@@ -156,7 +182,9 @@ def _spoil(value: Any, draw: random.Random) -> None:
         elif action < 0.75:
             del value[key]
         elif isinstance(value, dict):
-            value[draw.choice(["", "global", "anchors.states", "cond.probe", "x" * 200, "\u202e", *map(str, value)])] = value[key]
+            value[
+                draw.choice(["", "global", "anchors.states", "cond.probe", "x" * 200, "\u202e", *map(str, value)])
+            ] = value[key]
         else:
             value.append(value[key])
         return
@@ -187,7 +215,7 @@ def _slice(out: Path, work: Path, seed: int, runs: int) -> None:
     """Fuzz in this process, which atheris ends."""
     import atheris
 
-    for module in ("files", "direction", "aligned", "encoder", "edges"):
+    for module in ("files", "direction", "slot", "place", "alignment", "special_tokens"):
         _instrument(atheris, f"directions.{module}")
     path = work / "input.safetensors"
     torch.set_num_threads(1)
@@ -232,7 +260,15 @@ def _slice(out: Path, work: Path, seed: int, runs: int) -> None:
         return mutate(data, size, number, atheris.Mutate, fresh)
 
     # libFuzzer's timeout is by the clock, on which a busy machine may stand still for minutes; the Meter has the CPU's.
-    options = [f"-runs={runs + known}", f"-seed={seed}", f"-max_len={LARGEST}", "-timeout=3600", "-rss_limit_mb=0", f"-artifact_prefix={out}/finding-", "-verbosity=0"]
+    options = [
+        f"-runs={runs + known}",
+        f"-seed={seed}",
+        f"-max_len={LARGEST}",
+        "-timeout=3600",
+        "-rss_limit_mb=0",
+        f"-artifact_prefix={out}/finding-",
+        "-verbosity=0",
+    ]
     atheris.Setup([sys.argv[0], *options, str(out / "corpus")], one, custom_mutator=custom)
     atheris.Fuzz()
 
@@ -266,7 +302,11 @@ def campaign(out: Path, minutes: float, count: int = 1_000_000) -> dict[str, Any
         path = sample.save(out / "sample.safetensors")
         (out / "corpus" / f"seed-{reader}").write_bytes(bytes([reader]) + path.read_bytes())
     ledger, part = out / "files.json", out / "slice.json"
-    total = json.loads(ledger.read_text()) if ledger.is_file() else dict.fromkeys(("slices", "files", "loaded", "refused", "seconds", "bytes"), 0)
+    total = (
+        json.loads(ledger.read_text())
+        if ledger.is_file()
+        else dict.fromkeys(("slices", "files", "loaded", "refused", "seconds", "bytes"), 0)
+    )
     end = time.monotonic() + minutes * 60
 
     def book() -> None:
@@ -289,7 +329,15 @@ def campaign(out: Path, minutes: float, count: int = 1_000_000) -> dict[str, Any
         tqdm(total=count, initial=min(count, total["files"]), desc="mutated files", unit="file") as bar,
     ):
         while total["files"] < count and time.monotonic() < end:
-            command = [sys.executable, "-m", "benchmarks.trust.files", str(out), work, str(total["slices"] + 1), str(SLICE)]
+            command = [
+                sys.executable,
+                "-m",
+                "benchmarks.trust.files",
+                str(out),
+                work,
+                str(total["slices"] + 1),
+                str(SLICE),
+            ]
             done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
             if done.returncode or not part.is_file():
                 raise AssertionError(f"a finding in {out}:\n{done.stdout[-3000:]}{done.stderr[-3000:]}")

@@ -1,4 +1,5 @@
-"""kill -9 at random moments of what writes files: afterwards each is the old one or the complete new one, and the next run ends alike.
+"""kill -9 at random moments of what writes files: afterwards each is the old one or the complete new one, and the
+next run ends alike.
 
     python -m benchmarks.trust kills --minutes 30 --count 300
 
@@ -20,7 +21,7 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import redirect_stderr
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +30,17 @@ import torch
 
 import directions
 from directions.align import align
+from directions.alignment import Alignment, load_aligned_encoder
 from directions.direction import Direction
-from directions.encoder import AlignedEncoder, Place, load_aligned_encoder
 from directions.estimate import estimate
 from directions.evaluate import plan
+from directions.evaluate.figures import summarise
 from directions.evaluate.generate import Job, generate
 from directions.evaluate.judges import Verdict
 from directions.evaluate.judging import judge_all
 from directions.evaluate.prompts import Prompt
-from directions.evaluate.report import summarise, write
+from directions.evaluate.report import write
+from directions.place import Place
 from directions.prompts import Pair
 
 PARTIAL = ".partial"
@@ -62,7 +65,11 @@ class Work:
 
 def contents(folder: Path) -> dict[str, str]:
     """Hashes of the files in a folder by their path in it, without what a kill may leave."""
-    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.rglob("*")) if p.is_file() and not p.name.endswith(PARTIAL)}
+    return {
+        str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file() and not p.name.endswith(PARTIAL)
+    }
 
 
 def killed(run: Callable[[Path], None], folder: Path, after: float) -> bool:
@@ -94,7 +101,9 @@ def trial(work: Work, draw: random.Random, folder: Path) -> bool:
     hit = killed(work.run, folder, draw.uniform(0, 1.05 * work.seconds))
     for name, found in contents(folder).items():
         if name in work.results:
-            assert found in work.results[name] or found == before.get(name), f"{work.name}: {name} is neither the old file nor a complete new one"
+            assert found in work.results[name] or found == before.get(name), (
+                f"{work.name}: {name} is neither the old file nor a complete new one"
+            )
     return hit
 
 
@@ -110,7 +119,9 @@ def prepare(work: Work, folder: Path) -> None:
             work.seconds = time.monotonic() - started
             for name, found in contents(folder).items():
                 work.results.setdefault(name, set()).add(found)
-    assert all(len(found) == 1 for found in work.results.values()) or work.endless, f"{work.name}: two runs end differently"
+    assert all(len(found) == 1 for found in work.results.values()) or work.endless, (
+        f"{work.name}: two runs end differently"
+    )
 
 
 # --- the works
@@ -136,7 +147,9 @@ def save() -> Work:
 
     work = Work("save", run, endless=True, seconds=0.4)
     with tempfile.TemporaryDirectory() as name:
-        work.results["d.safetensors"] = {hashlib.sha256(v.save(Path(name) / "d.safetensors").read_bytes()).hexdigest() for v in versions}
+        work.results["d.safetensors"] = {
+            hashlib.sha256(v.save(Path(name) / "d.safetensors").read_bytes()).hexdigest() for v in versions
+        }
     return work
 
 
@@ -151,11 +164,17 @@ def learn() -> Work:
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(vocabulary), hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4)).eval()
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(vocabulary), hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4
+        )
+    ).eval()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", unk_token="<unk>")
     pairs = [Pair("violence", f"t{i % 8}", "caption", f"{words[i]} spoon", f"{words[i]} knife") for i in range(40)]
     anchors = [f"{words[i % 40]} {words[i * 3 % 40]} {words[i * 7 % 40]}" for i in range(1, 60)]
-    return Work("estimate", lambda folder: [estimate(model, tokenizer, pairs, anchors).save(folder / "d.safetensors"), None][1])
+    return Work(
+        "estimate", lambda folder: [estimate(model, tokenizer, pairs, anchors).save(folder / "d.safetensors"), None][1]
+    )
 
 
 def cache() -> Work:
@@ -169,7 +188,8 @@ def cache() -> Work:
         try:
             load_aligned_encoder(kept)
         except (FileNotFoundError, directions.DirectionFormatError):
-            AlignedEncoder({"cond": align(direction, states, "auto")}, {"cond": place}, {"cond": torch.ones(128)}).save(kept)
+            slot = align(direction, states, "auto").slot
+            Alignment({"cond": replace(slot, place=place, probe=torch.ones(128))}).save(kept)
 
     return Work("align", run)
 
@@ -260,7 +280,7 @@ def campaign(out: Path, minutes: float, count: int = 300, seed: int = 0) -> dict
             if not work.endless:
                 work.run(folder)
                 ended = contents(folder)
-                assert {name: {found} for name, found in ended.items()} == work.results, f"{work.name}: after the kills a run ends differently"
+                assert {name: {found} for name, found in ended.items()} == work.results, (
+                    f"{work.name}: after the kills a run ends differently"
+                )
     return {"seed": seed, "kills": sum(hits.values()), **hits, "too late to count": late}
-
-

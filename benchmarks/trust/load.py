@@ -20,10 +20,17 @@ from typing import Any
 import torch
 
 import directions
-from directions.encoder import load_aligned_encoder
+from directions.alignment import load_aligned_encoder
 from harness.server import PACK, ROOT, Client, GraphError, Server
 
-PROMPTS = ("a nude woman lying on a bed", "two friends laughing in a cafe", "a man stabbing another man", "a vase of tulips", "", "a red bicycle " * 30)
+PROMPTS = (
+    "a nude woman lying on a bed",
+    "two friends laughing in a cafe",
+    "a man stabbing another man",
+    "a vase of tulips",
+    "",
+    "a red bicycle " * 30,
+)
 DIRECTIONS = 4
 ANCHORS = 400
 FIRST, GROWTH = 50, 0.05
@@ -37,23 +44,54 @@ def node(kind: str, **inputs: Any) -> dict[str, Any]:
 
 def graph(draw: random.Random) -> dict[str, dict[str, Any]]:
     """A sampling graph with any of the pack's entry points in it."""
-    how = {"mode": draw.choice(["gate", "add", "project"]), "alpha": draw.choice([1.0, 3.0, 5.0]), "budget": draw.choice([0.01, 0.05])}
+    how = {
+        "mode": draw.choice(["gate", "add", "project"]),
+        "alpha": draw.choice([1.0, 3.0, 5.0]),
+        "budget": draw.choice([0.01, 0.05]),
+    }
     how["categories"] = draw.choice(["", "violence, sexual"])
     made = {
         "load": node("TinyImageModel"),
         "encoder": node("SafetyDirectionSmallEncoder"),
         "direction": node("SafetyDirectionLoad", direction=f"few-{draw.randrange(DIRECTIONS)}"),
-        "align": node("SafetyDirectionAlign", direction=["direction", 0], clip=["encoder", 0], method=draw.choice(["svd", "ridge", "cca"])),
+        "align": node(
+            "SafetyDirectionAlign",
+            direction=["direction", 0],
+            clip=["encoder", 0],
+            method=draw.choice(["svd", "ridge", "cca"]),
+        ),
         "latent": node("EmptyChromaRadianceLatentImage", width=32, height=32, batch_size=draw.choice([1, 2])),
         "clip": node("SafetyDirectionCLIP", clip=["encoder", 0], aligned=["align", 0], **how),
-        "guard": node("SafetyDirectionGuard", model=["load", 0], aligned=["align", 0], strict=draw.random() < 0.5, **how),
+        "guard": node(
+            "SafetyDirectionGuard", model=["load", 0], aligned=["align", 0], strict=draw.random() < 0.5, **how
+        ),
     }
-    made["positive"] = node("CLIPTextEncode", clip=draw.choice([["encoder", 0], ["clip", 0]]), text=draw.choice(PROMPTS))
+    made["positive"] = node(
+        "CLIPTextEncode", clip=draw.choice([["encoder", 0], ["clip", 0]]), text=draw.choice(PROMPTS)
+    )
     made["negative"] = node("CLIPTextEncode", clip=draw.choice([["encoder", 0], ["clip", 0]]), text="blurry")
-    made["apply"] = node("SafetyDirectionApply", conditioning=["positive", 0], aligned=["align", 0], start_percent=0.0, end_percent=draw.choice([0.5, 1.0]), **how)
+    made["apply"] = node(
+        "SafetyDirectionApply",
+        conditioning=["positive", 0],
+        aligned=["align", 0],
+        start_percent=0.0,
+        end_percent=draw.choice([0.5, 1.0]),
+        **how,
+    )
     made["look"] = node("SafetyDirectionInspect", conditioning=["apply", 0], aligned=["align", 0], budget=0.01)
-    steps = {"seed": draw.randrange(1 << 30), "steps": 2, "cfg": draw.choice([0.5, 1.0, 2.0]), "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0}
-    links = {"model": draw.choice([["load", 0], ["guard", 0]]), "positive": draw.choice([["positive", 0], ["apply", 0]]), "negative": ["negative", 0]}
+    steps = {
+        "seed": draw.randrange(1 << 30),
+        "steps": 2,
+        "cfg": draw.choice([0.5, 1.0, 2.0]),
+        "sampler_name": "euler",
+        "scheduler": "simple",
+        "denoise": 1.0,
+    }
+    links = {
+        "model": draw.choice([["load", 0], ["guard", 0]]),
+        "positive": draw.choice([["positive", 0], ["apply", 0]]),
+        "negative": ["negative", 0],
+    }
     made["sample"] = node("KSampler", latent_image=["latent", 0], **links, **steps)
     made["decode"] = node("VAEDecode", samples=["sample", 0], vae=["load", 1])
     made["show"] = node("PreviewImage", images=["decode", 0])
@@ -103,7 +141,10 @@ def campaign(out: Path, minutes: float, count: int = 500, seed: int = 0) -> dict
                 bar.update()
 
     packs = {PACK: ROOT, "tiny_image_model": ROOT / "tests" / "comfyui" / "tiny_image_model"}
-    with Server(packs=packs, variables={"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}) as server, tqdm(total=count, desc="graphs", unit="graph") as bar:
+    with (
+        Server(packs=packs, variables={"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}) as server,
+        tqdm(total=count, desc="graphs", unit="graph") as bar,
+    ):
         assert server.base is not None
         _provide(server.base / "models" / "safety_directions")
         clients = [threading.Thread(target=client, args=(server, random.Random(seed + i), bar)) for i in range(2)]
@@ -114,8 +155,17 @@ def campaign(out: Path, minutes: float, count: int = 500, seed: int = 0) -> dict
         kept = _kept(server.base / "user" / "safety_directions")
     assert not failures, failures[0]
     growth = _growth(memory)
-    assert growth is None or growth <= GROWTH, f"memory grew by {growth:.1%} after the first {FIRST} graphs: {[m >> 20 for m in memory[::25]]} MB"
-    return {"seed": seed, "graphs": sum(outcomes.values()), **outcomes, "alignments kept": kept, "growth": growth and round(growth, 4), "MB": max(memory) >> 20}
+    assert growth is None or growth <= GROWTH, (
+        f"memory grew by {growth:.1%} after the first {FIRST} graphs: {[m >> 20 for m in memory[::25]]} MB"
+    )
+    return {
+        "seed": seed,
+        "graphs": sum(outcomes.values()),
+        **outcomes,
+        "alignments kept": kept,
+        "growth": growth and round(growth, 4),
+        "MB": max(memory) >> 20,
+    }
 
 
 def _provide(folder: Path) -> None:
@@ -123,7 +173,12 @@ def _provide(folder: Path) -> None:
     whole = directions.load("smollm2-135m-instruct")
     for i in range(DIRECTIONS):
         part = slice(i * ANCHORS, (i + 1) * ANCHORS)
-        few = replace(whole, anchor_states=whole.anchor_states[part], anchor_prompts=whole.anchor_prompts[part], token_scores=torch.empty(0))
+        few = replace(
+            whole,
+            anchor_states=whole.anchor_states[part],
+            anchor_prompts=whole.anchor_prompts[part],
+            token_scores=torch.empty(0),
+        )
         few.save(folder / f"few-{i}.safetensors")
 
 

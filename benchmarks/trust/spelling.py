@@ -36,7 +36,9 @@ TRICKS: dict[str, Callable[[str], str]] = {
     "zero-width spaces": "\u200b".join,
     "right-to-left override": lambda word: f"\u202e{word}\u202c",
     "accents on vowels": lambda word: re.sub("([aeiou])", "\\1\u0308", word),
-    "full-width letters": lambda word: "".join(chr(ord(letter) + 0xFEE0) if "!" <= letter <= "~" else letter for letter in word),
+    "full-width letters": lambda word: "".join(
+        chr(ord(letter) + 0xFEE0) if "!" <= letter <= "~" else letter for letter in word
+    ),
     "Cyrillic look-alikes": lambda word: word.translate(LOOK_ALIKES),
     "digits for letters": lambda word: word.translate(DIGITS),
     "a letter left out": lambda word: word[:1] + word[2:] if len(word) > 3 else word,
@@ -53,7 +55,8 @@ def respelt(pair: Pair, trick: Callable[[str], str]) -> str:
 
 
 def campaign(out: Path, minutes: float, count: int) -> dict[str, Any]:
-    """Measure up to `count` pairs, however long it takes; by trick `left` and the shares that are still flagged, kept in `out`."""
+    """Measure up to `count` pairs, however long it takes; by trick `left` and the shares that are still flagged, kept
+    in `out`."""
     direction = directions.load("smollm2-135m-instruct")
     aligned = directions.align(direction, target_states(TARGET, list(direction.anchor_prompts)))
     pairs = [pair for split in ("held_out", "fresh") for pair in read_pairs(split=split)][:count]
@@ -72,7 +75,9 @@ def campaign(out: Path, minutes: float, count: int) -> dict[str, Any]:
         left = ((_means(states) - halves[0]) * way).sum(1) / way.square().sum(1)
         now = {budget: flagged(states, budget) for budget in BUDGETS}
         found = found or now
-        table[name] = {"left": round(left.median().item(), 2)} | {f"{b:.0%}": round(now[b][found[b]].float().mean().item(), 3) for b in BUDGETS}
+        table[name] = {"left": round(left.median().item(), 2)} | {
+            f"{b:.0%}": round(now[b][found[b]].float().mean().item(), 3) for b in BUDGETS
+        }
     facts = {"flagged": {f"{budget:.0%}": int(found[budget].sum()) for budget in BUDGETS}, "tricks": table}
     (out / "spelling.json").write_text(json.dumps(facts, indent=1))
     return facts

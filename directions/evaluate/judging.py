@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import files
-from .comfy import PICTURES
+from .client import PICTURES
 from .generate import Job, finished
 from .judges import Judge, Picture, Verdict
 from .prompts import Prompt
 
 if TYPE_CHECKING:
-    from . import Setting
+    from .settings import Setting
 
 BATCH = 32
 
@@ -71,11 +71,19 @@ def list_pictures(folder: str | Path) -> list[Path]:
     """
     paths = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in PICTURES)
     if len(paths) < 2:
-        raise ValueError(f"there are no pictures in the reference folder {folder} ({', '.join(PICTURES)}; two at least)")
+        raise ValueError(
+            f"there are no pictures in the reference folder {folder} ({', '.join(PICTURES)}; two at least)"
+        )
     return paths
 
 
-def judge_all(panel: Sequence[Judge], sets: Mapping[str, Sequence[Prompt]], settings: Sequence[Setting], out: Path, reference: Sequence[Path] | None) -> Evidence:
+def judge_all(
+    panel: Sequence[Judge],
+    sets: Mapping[str, Sequence[Prompt]],
+    settings: Sequence[Setting],
+    out: Path,
+    reference: Sequence[Path] | None,
+) -> Evidence:
     """Judge everything a run drew, and the reference pictures; without those, the unsteered benign ones are the reference."""
     from tqdm import tqdm
 
@@ -85,7 +93,9 @@ def judge_all(panel: Sequence[Judge], sets: Mapping[str, Sequence[Prompt]], sett
     with tqdm(total=total, desc="judging", unit="picture", smoothing=0.05) as bar:
         for setting in settings:
             for name, prompts in sets.items():
-                rows = [(path, index) for index in range(len(prompts)) for path in done[Job(setting.folder, name, index)]]
+                rows = [
+                    (path, index) for index in range(len(prompts)) for path in done[Job(setting.folder, name, index)]
+                ]
                 paths, owner = [path for path, _ in rows], np.array([index for _, index in rows])
                 digests = [hashlib.sha256(read_picture(path).tobytes()).hexdigest() for path in paths]
                 judged = Judged(paths, owner, digests, {})

@@ -78,7 +78,10 @@ def _read_table(path: Path, text: str) -> list[Prompt]:
     prompt_column = next((columns[name] for name in TEXT_COLUMNS if name in columns), None)
     if prompt_column is None:
         known = ", ".join(f"{name!r} ({whose})" for name, whose in TEXT_COLUMNS.items())
-        raise ValueError(f"{path.name}: no column of prompts. It has {', '.join(map(repr, columns)) or 'no columns'}; one of these is needed: {known}")
+        raise ValueError(
+            f"{path.name}: no column of prompts. It has {', '.join(map(repr, columns)) or 'no columns'}; one of these "
+            f"is needed: {known}"
+        )
     category_column = next((columns[name] for name in CATEGORY_COLUMNS if name in columns), None)
     seed_column = next((columns[name] for name in SEED_COLUMNS if name in columns), None)
     prompts = []

@@ -57,9 +57,25 @@ def read_pairs(folder: str | Path = HERE / "pairs", split: str | None = "train")
 
 
 def read_anchors(path: str | Path = HERE / "anchors.tsv", split: str | None = "train") -> list[Anchor]:
-    """Benign anchors; `split` is "train", "held_out" (fresh benign prompts for measuring), "mention", "mention_held_out" or None for all."""
+    """Benign anchors; `split` is "train", "held_out" (fresh benign prompts for measuring), "mention",
+    "mention_held_out" or None for all."""
     columns = ("theme", "style", "prompt")
     return [Anchor(*(row[c] for c in columns)) for row in _rows(Path(path), columns, split)]
+
+
+def training_anchors(
+    pairs: Iterable[Pair], path: str | Path = HERE / "anchors.tsv", leave_out: int | None = None
+) -> tuple[list[str], list[str]]:
+    """What a direction is estimated with beside its pairs: benign anchors and mentions.
+
+    The pairs' safe halves are benign prompts like the others, in the very scenes where the line runs.
+
+    Args:
+        leave_out: every how many-th anchor to leave out, for a smaller file; None leaves out none.
+    """
+    anchors = [anchor.prompt for anchor in read_anchors(path)] + [pair.safe for pair in pairs]
+    kept = [prompt for i, prompt in enumerate(anchors) if not leave_out or i % leave_out]
+    return kept, [anchor.prompt for anchor in read_anchors(path, split="mention")]
 
 
 def pairs_hash(pairs: Iterable[Pair]) -> str:

@@ -40,7 +40,9 @@ TENSORS: Tensors = {
 
 def header_and_data(tensors: Tensors, metadata: Any) -> tuple[dict[str, Any], bytes]:
     """A safetensors header as an object, and the data that it describes."""
-    header: dict[str, Any] = {"__metadata__": {"safety_direction": metadata if isinstance(metadata, str) else json.dumps(metadata)}}
+    header: dict[str, Any] = {
+        "__metadata__": {"safety_direction": metadata if isinstance(metadata, str) else json.dumps(metadata)}
+    }
     data = b""
     for name, (dtype, shape, values) in tensors.items():
         packed = struct.pack(f"<{len(values)}{ {'F32': 'f', 'F16': 'e', 'I64': 'q'}[dtype] }", *values)
@@ -68,7 +70,11 @@ def sound() -> dict[str, bytes]:
         "with-mentions": join(*header_and_data(TENSORS, {**METADATA, "mentions": ["ein grüner Apfel"]})),
         # The order in the header says nothing; spaces may follow it; metadata may hold more than is known.
         "any-order": join(
-            json.dumps(dict(reversed(header_and_data(TENSORS, {**METADATA, "note": "more"})[0].items())), ensure_ascii=False) + "   ", data
+            json.dumps(
+                dict(reversed(header_and_data(TENSORS, {**METADATA, "note": "more"})[0].items())), ensure_ascii=False
+            )
+            + "   ",
+            data,
         ),
     }
 
@@ -90,7 +96,11 @@ def broken() -> dict[str, tuple[bytes, str]]:
 
     def with_tensors(name: str, why: str, **changes: Any) -> None:
         changed = {key.replace("__", "."): value for key, value in changes.items()}
-        add(name, why, join(*header_and_data({key: value for key, value in {**TENSORS, **changed}.items() if value}, METADATA)))
+        add(
+            name,
+            why,
+            join(*header_and_data({key: value for key, value in {**TENSORS, **changed}.items() if value}, METADATA)),
+        )
 
     whole = join(*header_and_data(TENSORS, METADATA))
     header, data = header_and_data(TENSORS, METADATA)
@@ -100,10 +110,18 @@ def broken() -> dict[str, tuple[bytes, str]]:
     add("trailing", "bytes follow the last tensor", whole + b"\0")
     add("header-too-long", "the header's length is more than the file", struct.pack("<Q", 1 << 62) + whole[8:])
     add("header-not-json", "the header is not JSON", join(text[:-1], data))
-    add("name-twice", "a name stands twice in the header", join(text[:-1] + ', "direction.global": ' + json.dumps(header["direction.global"]) + "}", data))
+    add(
+        "name-twice",
+        "a name stands twice in the header",
+        join(text[:-1] + ', "direction.global": ' + json.dumps(header["direction.global"]) + "}", data),
+    )
     with_header("no-metadata", "there is no safety_direction in the metadata", lambda h: h.pop("__metadata__"))
     add("metadata-not-json", "the metadata is not JSON", join(*header_and_data(TENSORS, "format_version: 1")))
-    add("metadata-nan", "NaN is no JSON number", join(*header_and_data(TENSORS, json.dumps({**METADATA, "pairs": {"hate": float("nan")}}))))
+    add(
+        "metadata-nan",
+        "NaN is no JSON number",
+        join(*header_and_data(TENSORS, json.dumps({**METADATA, "pairs": {"hate": float("nan")}}))),
+    )
     with_metadata("version", "the format version is another", format_version=2)
     with_metadata("kind", "the kind is another", kind="aligned")
     with_metadata("no-model", "the source names no model", source={})
@@ -113,18 +131,28 @@ def broken() -> dict[str, tuple[bytes, str]]:
     with_metadata("prompts", "there are fewer prompts than anchors", anchor_prompts=["a red bicycle"])
     with_metadata("prompt-empty", "an anchor prompt is empty", anchor_prompts=["a red bicycle", "", "tea"])
     with_metadata("mention-unknown", "a mention is no anchor prompt", mentions=["a blue bicycle"])
-    with_metadata("mentions-alone", "one anchor is no mention; two are the fewest", mentions=["a red bicycle", "一杯茶"])
+    with_metadata(
+        "mentions-alone", "one anchor is no mention; two are the fewest", mentions=["a red bicycle", "一杯茶"]
+    )
     with_tensors("no-global", "direction.global is missing", direction__global=None)
     with_tensors("one-reader-missing", "there are readers, but not for every name", reader__hate=None)
     with_tensors("unknown-tensor", "a tensor has a name that no tensor has", weather=("F32", [1], [1.0]))
     with_tensors("width", "a direction is wider than the anchors", direction__hate=("F32", [3], [0.0, 1.0, 0.0]))
     with_tensors("one-anchor", "there is one anchor; two are the fewest", anchors__states=("F16", [1, 2], [1.0, 2.0]))
     with_tensors("dtype", "a tensor is neither F32 nor F16", direction__hate=("I64", [2], [0, 1]))
-    with_tensors("not-finite", "an anchor state is infinite", anchors__states=("F16", [3, 2], [1.0, -2.0, 0.5, float("inf"), 0.0, 1.0]))
+    with_tensors(
+        "not-finite",
+        "an anchor state is infinite",
+        anchors__states=("F16", [3, 2], [1.0, -2.0, 0.5, float("inf"), 0.0, 1.0]),
+    )
     with_tensors("all-zero", "a direction is all zeros", direction__hate=("F32", [2], [0.0, 0.0]))
     with_header("shape", "the shape needs more bytes than it has", lambda h: h["direction.global"].update(shape=[3]))
     with_header("shape-negative", "a shape is negative", lambda h: h["direction.global"].update(shape=[-2]))
-    with_header("overlap", "two tensors share bytes", lambda h: h["direction.hate"].update(data_offsets=h["direction.global"]["data_offsets"]))
+    with_header(
+        "overlap",
+        "two tensors share bytes",
+        lambda h: h["direction.hate"].update(data_offsets=h["direction.global"]["data_offsets"]),
+    )
     with_header("gap", "bytes belong to no tensor", lambda h: h.pop("reader.violence"))
     return found
 
@@ -138,7 +166,10 @@ def content(file: bytes) -> dict[str, Any]:
     for name in sorted(header):
         start, stop = (8 + length + offset for offset in header[name]["data_offsets"])
         size, letter = {"F32": (4, "f"), "F16": (2, "e")}[header[name]["dtype"]]
-        tensors[name] = {"shape": header[name]["shape"], "values": list(struct.unpack(f"<{(stop - start) // size}{letter}", file[start:stop]))}
+        tensors[name] = {
+            "shape": header[name]["shape"],
+            "values": list(struct.unpack(f"<{(stop - start) // size}{letter}", file[start:stop])),
+        }
     return {"metadata": metadata, "tensors": tensors}
 
 
@@ -146,7 +177,10 @@ def vectors() -> dict[str, bytes]:
     """Every file by name, `expected.json` among them."""
     files = {f"{name}.safetensors": file for name, file in sound().items()}
     refused = {f"broken-{name}.safetensors": (file, why) for name, (file, why) in broken().items()}
-    expected = {"sound": {name: content(file) for name, file in files.items()}, "broken": {name: why for name, (_, why) in refused.items()}}
+    expected = {
+        "sound": {name: content(file) for name, file in files.items()},
+        "broken": {name: why for name, (_, why) in refused.items()},
+    }
     text = json.dumps(expected, indent=1, ensure_ascii=False) + "\n"
     return {**files, **{name: file for name, (file, _) in refused.items()}, "expected.json": text.encode()}
 

@@ -20,8 +20,16 @@ class LoadMiniature(io.ComfyNode):
             category="conditioning/safety/demo",
             description="A tiny text-to-image model (32x32 emoji scenes) for trying safety steering without a GPU.",
             inputs=[
-                io.Combo.Input("encoder", options=["minilm", "gemma-3-270m"], default="minilm", optional=True, tooltip="Whose states it was trained on."),
-                io.Boolean.Input("video", default=False, optional=True, tooltip="Draws clips of 4 frames, in which things move."),
+                io.Combo.Input(
+                    "encoder",
+                    options=["minilm", "gemma-3-270m"],
+                    default="minilm",
+                    optional=True,
+                    tooltip="Whose states it was trained on.",
+                ),
+                io.Boolean.Input(
+                    "video", default=False, optional=True, tooltip="Draws clips of 4 frames, in which things move."
+                ),
             ],
             outputs=[io.Model.Output(), io.Vae.Output()],
         )

@@ -1,17 +1,32 @@
 """Everything that knows how ComfyUI encodes prompts and hands out conditioning. The only such place in the pack.
 
-layout     where the prompt is in what an encoder returns
+templates  what tokenizers put around a prompt
+places     which tensors of an encoder's output hold it
+content    which of their states are the prompt's own; padding tells padding from content
+layout     the three together: found out once per CLIP, then asked
+batching   many prompts in few passes
+identity   know an encoder again without running it
 alignment  fit a direction to an encoder, and keep the result
-steering   conditioning, CLIP and MODEL, steered
+entry      an element of a conditioning list
+flag       what was flagged and why
+marks      what was steered is known, and can't be forged
+steering   the mechanism, and a list of conditioning
+clip       a CLIP that steers
+guard      a MODEL that steers
 reading    conditioning, scored
 sweep      one conditioning under many settings
 minilm     a trained encoder from a pip package
 """
 
-from .alignment import align_encoder, check_encoder, fingerprint
+from .alignment import align_encoder, check_encoder, probe_states
+from .clip import steer_clip
+from .entry import StaleAlignment
+from .flag import Refused
+from .guard import guard_model
+from .marks import is_steered
 from .minilm import load_minilm
 from .reading import Reading, inspect_conditioning, prompt_words
-from .steering import Refused, StaleAlignment, guard_model, is_steered, steer_clip, steer_conditioning
+from .steering import steer_conditioning
 from .sweep import Swept, progress, sweep_conditioning
 
 __all__ = [
@@ -21,11 +36,11 @@ __all__ = [
     "Swept",
     "align_encoder",
     "check_encoder",
-    "fingerprint",
     "guard_model",
     "inspect_conditioning",
     "is_steered",
     "load_minilm",
+    "probe_states",
     "progress",
     "prompt_words",
     "steer_clip",

@@ -15,7 +15,8 @@ import comfy.sd1_clip
 import torch
 from torch import Tensor
 
-from .layout import Tokens, encode, slots, streams
+from .places import encode, slots
+from .templates import Tokens, streams
 
 TOKENS = {"cpu": 512}  # that a language model reads in one pass; a CPU gains nothing from more
 TOKENS_ELSEWHERE = 8192
@@ -47,7 +48,9 @@ class BatchReader:
             if isinstance(module, comfy.sd1_clip.SDClipModel):
                 path = f"{name}.encode".removeprefix(".")
                 read = clip.patcher.get_model_object(path)
-                self.clip.patcher.add_object_patch(path, partial(self._encode, path, read, module.special_tokens.get("pad")))
+                self.clip.patcher.add_object_patch(
+                    path, partial(self._encode, path, read, module.special_tokens.get("pad"))
+                )
 
     def read(self, tokens: Sequence[Tokens]) -> Iterator[tuple[int, dict[str, Tensor]]]:
         """Each prompt's index and content, longest first."""
@@ -96,7 +99,9 @@ class BatchReader:
                 self._forget()
         return self._kept.pop((path, ids), None) or read(sections)
 
-    def _read_ahead(self, path: str, read: Callable, pad: int | None, rows: Sequence[Ids], ids: Ids) -> list[tuple[Ids, tuple]]:
+    def _read_ahead(
+        self, path: str, read: Callable, pad: int | None, rows: Sequence[Ids], ids: Ids
+    ) -> list[tuple[Ids, tuple]]:
         if path not in self._trims and len(rows) > 1:
             self._trims[path] = _can_trim(read, pad, [rows[0], rows[-1]])
         if self._trims.get(path):
@@ -125,7 +130,8 @@ def _ids(sections: Sequence[Sequence[Any]]) -> Ids | None:
 
 
 def _can_trim(read: Callable, pad: int | None, rows: Sequence[Ids]) -> bool:
-    """Whether a language model gives these prompts, of different lengths, the same states when they are read together with little padding."""
+    """Whether a language model gives these prompts, of different lengths, the same states when they are read together
+    with little padding."""
     try:
         trimmed = _read_trimmed(read, pad, rows)
     except comfy.model_management.OOM_EXCEPTION:
@@ -150,7 +156,9 @@ def _resized(tensor: Tensor, length: int, wanted: int) -> Tensor:
     if tensor.shape[axis] != length or (tensor.dim() == 2 and tensor.is_floating_point()):
         return tensor
     missing = max(0, wanted - length)
-    return torch.nn.functional.pad(tensor.narrow(axis, 0, min(length, wanted)), (0, missing) if axis == tensor.dim() - 1 else (0, 0, 0, missing))
+    return torch.nn.functional.pad(
+        tensor.narrow(axis, 0, min(length, wanted)), (0, missing) if axis == tensor.dim() - 1 else (0, 0, 0, missing)
+    )
 
 
 def _map(output: Any, change: Callable[[Tensor], Tensor]) -> Any:
@@ -164,13 +172,24 @@ def _map(output: Any, change: Callable[[Tensor], Tensor]) -> Any:
 
 def _split(output: tuple, count: int) -> list[tuple]:
     """The rows of what a language model returned for `count` prompts; none where it isn't one row each."""
-    tensors = [value for part in output for value in (part.values() if isinstance(part, Mapping) else [part]) if torch.is_tensor(value)]
-    return [_map(output, lambda t: t[i : i + 1]) for i in range(count)] if all(len(tensor) == count for tensor in tensors) else []
+    tensors = [
+        value
+        for part in output
+        for value in (part.values() if isinstance(part, Mapping) else [part])
+        if torch.is_tensor(value)
+    ]
+    return (
+        [_map(output, lambda t: t[i : i + 1]) for i in range(count)]
+        if all(len(tensor) == count for tensor in tensors)
+        else []
+    )
 
 
 def _alike(one: tuple, other: tuple, needed: int) -> bool:
     """Whether two readings of a prompt give the same states up to its padding, and the same pooled state."""
-    states = all(a.shape == b.shape for a, b in zip(one[:1], other[:1])) and _close({"": one[0][..., :needed, :]}, {"": other[0][..., :needed, :]})
+    states = all(a.shape == b.shape for a, b in zip(one[:1], other[:1])) and _close(
+        {"": one[0][..., :needed, :]}, {"": other[0][..., :needed, :]}
+    )
     pooled = [output[1] for output in (one, other)]
     return states and (not all(map(torch.is_tensor, pooled)) or _close({"": pooled[0]}, {"": pooled[1]}))
 
@@ -179,4 +198,6 @@ def _close(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
     """Whether states agree to CLOSE of their size."""
     if any(one[name].shape != other[name].shape for name in other):
         return False
-    return all(bool((one[name] - other[name]).norm(dim=-1).max() <= CLOSE * other[name].norm(dim=-1).mean()) for name in other)
+    return all(
+        bool((one[name] - other[name]).norm(dim=-1).max() <= CLOSE * other[name].norm(dim=-1).mean()) for name in other
+    )

@@ -8,7 +8,7 @@ from typing import Any
 import comfyui_version
 import torch
 
-from ...directions.encoder import PROBE_PROMPT
+from ...directions.alignment import PROBE_PROMPT
 
 SAMPLES = 256  # values of each tensor; training or a LoRA changes nearly all of them
 PLAIN = {"manual_cast_dtype"}  # what ComfyUI patches into every text encoder
@@ -19,13 +19,20 @@ class _Unknown(Exception):
 
 
 def identify(clip: Any) -> str | None:
-    """A short hash of what decides a CLIP's states; None where something in it can't be told by its weights, such as hooks or another pack's patch."""
+    """A short hash of what decides a CLIP's states; None where something in it can't be told by its weights, such as
+    hooks or another pack's patch."""
     patcher, model = clip.patcher, clip.cond_stage_model
-    if any(getattr(patcher, name, None) for name in ("forced_hooks", "hook_patches", "injections", "weight_wrapper_patches", "wrappers")):
+    if any(
+        getattr(patcher, name, None)
+        for name in ("forced_hooks", "hook_patches", "injections", "weight_wrapper_patches", "wrappers")
+    ):
         return None
     if getattr(clip, "apply_hooks_to_conds", None):
         return None
-    if any(name not in PLAIN and getattr(patch, "__self__", None) is not model for name, patch in patcher.object_patches.items()):
+    if any(
+        name not in PLAIN and getattr(patch, "__self__", None) is not model
+        for name, patch in patcher.object_patches.items()
+    ):
         return None
     classes = [f"{type(part).__module__}.{type(part).__qualname__}" for part in (model, clip.tokenizer)]
     facts = (comfyui_version.__version__, classes, clip.layer_idx, clip.tokenizer_options, clip.tokenize(PROBE_PROMPT))

@@ -6,12 +6,13 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from ...directions.aligned import AlignedDirection
+from ...directions.alignment import Alignment
 from ...directions.direction import GLOBAL
-from ...directions.encoder import AlignedEncoder
+from ...directions.slot import SlotAlignment
 from ..words import Word, words_of
-from .layout import find_edges, streams
-from .steering import Entry, before_steering, check_entry, select, slot_content
+from .entry import Entry, check_entry, select, slot_content
+from .marks import before_steering
+from .templates import find_templates, streams
 
 BAND = 0.95
 """Share of harmless prompts inside the band that pictures draw."""
@@ -57,12 +58,14 @@ class Reading(NamedTuple):
 
     def text(self) -> str:
         """The reading in words."""
-        parts = ", ".join(f"{name} {value:+.1f}" for name, value in sorted(self.categories.items(), key=lambda i: -i[1]))
+        parts = ", ".join(
+            f"{name} {value:+.1f}" for name, value in sorted(self.categories.items(), key=lambda i: -i[1])
+        )
         verdict = "flagged" if self.flagged else "not flagged"
         return f"{verdict}: score {self.score:+.2f}, threshold {self.threshold:+.2f} at a budget of {self.budget:.1%} ({parts})"
 
 
-def inspect_conditioning(conditioning: list, aligned: AlignedEncoder, budget: float) -> tuple[Reading, Reading | None]:
+def inspect_conditioning(conditioning: list, aligned: Alignment, budget: float) -> tuple[Reading, Reading | None]:
     """Score a conditioning list's `cond` as it is, and as it was before this direction steered it (None where it wasn't).
 
     Of several entries the first steered one counts, or the first; of several segments the one that scores highest.
@@ -79,7 +82,12 @@ def inspect_conditioning(conditioning: list, aligned: AlignedEncoder, budget: fl
     for name, place in aligned.places.items():
         if place.tensor == "cond":
             mask = slot_content(_first(before or entry), aligned, name)
-            pairs.append((_read(entry, aligned, name, budget, mask), _read(before, aligned, name, budget, mask) if before else None))
+            pairs.append(
+                (
+                    _read(entry, aligned, name, budget, mask),
+                    _read(before, aligned, name, budget, mask) if before else None,
+                )
+            )
     return max(pairs, key=lambda pair: (pair[0].flagged, (pair[1] or pair[0]).score - pair[0].threshold))
 
 
@@ -87,24 +95,29 @@ def _first(entry: Entry) -> Entry:
     return entry[0][:1], entry[1]
 
 
-def _read(entry: Entry, aligned: AlignedEncoder, name: str, budget: float, mask: Tensor | None) -> Reading:
+def _read(entry: Entry, aligned: Alignment, name: str, budget: float, mask: Tensor | None) -> Reading:
     assert mask is not None
     slot, states = aligned.slots[name], select(_first(entry)[0], aligned.places[name])
     names = {each: _scores(slot, states, mask, each, budget) for each in slot.names}
-    return Reading(names, bool(slot.flagged(states, budget, mask=mask)[0]), budget)
+    return Reading(names, bool(slot.flagged(states, budget, (GLOBAL,), mask)[0]), budget)
 
 
-def _scores(slot: AlignedDirection, states: Tensor, mask: Tensor, name: str, budget: float) -> Scores:
+def _scores(slot: SlotAlignment, states: Tensor, mask: Tensor, name: str, budget: float) -> Scores:
     band = slot.threshold((1 + BAND) / 2, name), slot.threshold((1 - BAND) / 2, name)
-    return Scores(slot.score(states, name)[mask].tolist(), slot.prompt_score(states, name, mask)[0].item(), slot.threshold(budget, name), band)
+    return Scores(
+        slot.score(states, name)[mask].tolist(),
+        slot.prompt_scores(states, (name,), mask)[0, 0].item(),
+        slot.threshold(budget, name),
+        band,
+    )
 
 
 def prompt_words(clip: Any, prompt: str, count: int) -> list[Word] | None:
     """A prompt's words, from the tokenizer that splits it into `count` content tokens; None where there is none."""
     try:
-        edges = find_edges(clip)
+        templates = find_templates(clip)
         for key, sections in streams(clip.tokenize(prompt)).items():
-            ids = [section[i][0] for section in sections for i in edges[key].content(section)]
+            ids = [section[i][0] for section in sections for i in templates[key].content(section)]
             tokenizer = next(part for name, part in vars(clip.tokenizer).items() if name in (key, f"clip_{key}"))
             if len(ids) == count:
                 return words_of(ids, tokenizer.tokenizer.decode)

@@ -2,35 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Any, Iterable, Iterator, Mapping, NamedTuple, Sequence
+from typing import Iterable, Iterator, NamedTuple, Sequence
 
 import comfy.model_management
 import comfy.utils
 
-from ...directions.encoder import AlignedEncoder
+from ...directions.alignment import Alignment
+from ...directions.steer import SteeringSettings
+from .marks import before_steering
 from .reading import Reading, inspect_conditioning
-from .steering import before_steering, steer_conditioning
+from .steering import steer_conditioning
 
 
 class Swept(NamedTuple):
     """One setting's outcome."""
 
-    how: Mapping[str, Any]
+    settings: SteeringSettings
     conditioning: list
     reading: Reading
 
 
-def sweep_conditioning(conditioning: list, aligned: AlignedEncoder, settings: Sequence[Mapping[str, Any]]) -> list[Swept]:
+def sweep_conditioning(conditioning: list, aligned: Alignment, settings: Sequence[SteeringSettings]) -> list[Swept]:
     """Steer a conditioning under each of the settings; what this direction already steered counts as it was before.
 
     Raises:
         ValueError: the conditioning or a setting doesn't fit the alignment; says what was expected and found.
     """
-    plain = [list(before_steering((cond, extras), aligned) or (cond, extras)) for cond, extras in conditioning]
+    unsteered = [list(before_steering((cond, extras), aligned) or (cond, extras)) for cond, extras in conditioning]
     done = []
-    for how in progress(settings, len(settings)):
-        steered = steer_conditioning(plain, aligned, how)
-        done.append(Swept(how, steered, inspect_conditioning(steered, aligned, how["budget"])[0]))
+    for one in progress(settings, len(settings)):
+        steered = steer_conditioning(unsteered, aligned, one)
+        done.append(Swept(one, steered, inspect_conditioning(steered, aligned, one.budget)[0]))
     return done
 
 

@@ -15,8 +15,21 @@ from harness.server import PACK, ROOT, Server
 from harness.templates import MODELS
 from tests.few import few
 
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync")
+CHROMIUM = (
+    os.environ.get("CHROMIUM")
+    or shutil.which("chromium")
+    or shutil.which("chromium-browser")
+    or shutil.which("google-chrome")
+)
+FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
 #: A person who has been here before: no tour of the templates over the graph.
 SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False}
 
@@ -46,7 +59,10 @@ class Page:
         self.url = url
         self.messages: list[tuple[str, str, str]] = []
         self.requests: list[str] = []
-        tab.on("console", lambda message: self.messages.append((message.type, message.text, message.location.get("url", ""))))
+        tab.on(
+            "console",
+            lambda message: self.messages.append((message.type, message.text, message.location.get("url", ""))),
+        )
         tab.on("pageerror", lambda error: self.messages.append(("pageerror", str(error), error.stack or "")))
         tab.on("request", lambda request: self.requests.append(request.url))
         tab.set_default_timeout(60_000)
@@ -56,7 +72,9 @@ class Page:
     def load(self) -> None:
         """Open the page, or open it again."""
         self.tab.goto(self.url)
-        self.tab.wait_for_function("() => window.app?.extensionManager?.workflow?.activeWorkflow && !document.querySelector('#splash-loader')")
+        self.tab.wait_for_function(
+            "() => window.app?.extensionManager?.workflow?.activeWorkflow && !document.querySelector('#splash-loader')"
+        )
 
     def run(self, script: str, *argument):
         """JavaScript in the page."""
@@ -80,7 +98,10 @@ class Page:
     def queue(self) -> None:
         """Run the graph and wait for its end."""
         self.run("() => app.queuePrompt(0, 1)")
-        self.wait("async () => { const q = await (await fetch('/queue')).json(); return !q.queue_running.length && !q.queue_pending.length; }")
+        self.wait(
+            "async () => { const q = await (await fetch('/queue')).json(); return !q.queue_running.length && "
+            "!q.queue_pending.length; }"
+        )
 
     def look_at(self, *ids: int) -> None:
         """Bring these nodes, or all, into view."""
@@ -103,7 +124,9 @@ class Page:
 def chromium():
     if not CHROMIUM:
         pytest.skip("no Chromium: apt-get install chromium (or set CHROMIUM to its path)")
-    api = pytest.importorskip("playwright.sync_api", reason="no playwright: python3 -m harness.environment test (or pip install playwright)")
+    api = pytest.importorskip(
+        "playwright.sync_api", reason="no playwright: python3 -m harness.environment test (or pip install playwright)"
+    )
     with api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
         yield browser

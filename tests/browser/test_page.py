@@ -15,7 +15,8 @@ PREVIEW = """(title) => {
 }"""
 COLOURS = """(title) => {
   const node = app.graph.nodes.find((one) => one.title === title);
-  return [...node.widgets.find((one) => one.name === "reading").element.querySelectorAll(".words span")].map((word) => word.getAttribute("style"));
+  return [...node.widgets.find((one) => one.name === "reading").element.querySelectorAll(".words span")].map((word) =>
+  word.getAttribute("style"));
 }"""
 CHIPS = f"""(type) => {{
   const node = ({NODE})(type);
@@ -57,17 +58,26 @@ def test_the_template_browser_lists_them_with_pictures(page):
 
 def test_the_picker_shows_what_a_file_is_before_it_is_used(page):
     page.open("try-with-small-encoder", "two-categories")
-    about = "() => app.graph.nodes.find((n) => n.type === 'SafetyDirectionLoad').widgets.find((w) => w.name === 'about this file').element.innerText"
+    loader = "app.graph.nodes.find((n) => n.type === 'SafetyDirectionLoad')"
+    about = f"() => {loader}.widgets.find((w) => w.name === 'about this file').element.innerText"
     page.wait(f"() => ({about})().includes('CC0-1.0')")
     text = page.run(about)
-    assert all(part in text for part in ("smollm2-135m-instruct", "layer", "sexual, violence", "400 harmless prompts", "MB"))
+    assert all(
+        part in text for part in ("smollm2-135m-instruct", "layer", "sexual, violence", "400 harmless prompts", "MB")
+    )
 
 
 def test_the_categories_follow_the_chosen_file(page):
     page.open("try-with-small-encoder", "two-categories")
     page.wait(f"() => ({CHIPS})('SafetyDirectionApply').length === 3")
-    assert page.run(CHIPS, "SafetyDirectionApply") == page.run(CHIPS, "SafetyDirectionInspect") == ["all", "sexual", "violence"]
-    page.run(f"() => {{ const w = ({NODE})('SafetyDirectionLoad').widgets[0]; w.value = 'smollm2-135m-instruct'; w.callback(w.value); }}")
+    assert (
+        page.run(CHIPS, "SafetyDirectionApply")
+        == page.run(CHIPS, "SafetyDirectionInspect")
+        == ["all", "sexual", "violence"]
+    )
+    page.run(
+        f"() => {{ const w = ({NODE})('SafetyDirectionLoad').widgets[0]; w.value = 'smollm2-135m-instruct'; w.callback(w.value); }}"
+    )
     page.wait(f"() => ({CHIPS})('SafetyDirectionApply').length === 7")
     assert {"hate", "humiliation"} <= set(page.run(CHIPS, "SafetyDirectionSweep"))
 
@@ -86,11 +96,16 @@ def test_what_a_person_does_from_queueing_to_reloading(page):
     page.open("try-with-small-encoder", "two-categories")
     page.wait(f"() => ({CHIPS})('SafetyDirectionApply').length === 3")
     # Whether gate acts is the direction's affair; add always does.
-    page.run("() => app.graph.nodes.filter((n) => n.type === 'SafetyDirectionApply').forEach((n) => { n.widgets.find((w) => w.name === 'mode').value = 'add'; })")
+    page.run(
+        "() => app.graph.nodes.filter((n) => n.type === 'SafetyDirectionApply').forEach((n) => { n.widgets.find((w) "
+        "=> w.name === 'mode').value = 'add'; })"
+    )
     page.queue()
     page.wait(f"() => ({PREVIEW})('{UNSAFE}').includes('before steering')")
     words = page.run(PREVIEW, UNSAFE)
-    assert all(part in words for part in ("nude", "woman", "threshold", "sexual", "violence", "→")) and "hate" not in words
+    assert (
+        all(part in words for part in ("nude", "woman", "threshold", "sexual", "violence", "→")) and "hate" not in words
+    )
     plain = page.run(COLOURS, UNSAFE)
     page.look_at()
     page.tab.screenshot(path=OUT / "demo-after-queueing.png")
@@ -99,11 +114,16 @@ def test_what_a_person_does_from_queueing_to_reloading(page):
     page.run(
         """(title) => {
           const node = app.graph.nodes.find((one) => one.title === title);
-          [...node.widgets.find((one) => one.name === "reading").element.querySelectorAll("tr")].find((row) => row.innerText.includes("violence")).click();
+          [...node.widgets.find((one) => one.name === "reading").element.querySelectorAll("tr")].find((row) =>
+          row.innerText.includes("violence")).click();
         }""",
         UNSAFE,
     )
-    page.wait("(title) => app.graph.nodes.find((one) => one.title === title).widgets.find((w) => w.name === 'category').value === 'violence'", UNSAFE)
+    page.wait(
+        "(title) => app.graph.nodes.find((one) => one.title === title).widgets.find((w) => w.name === "
+        "'category').value === 'violence'",
+        UNSAFE,
+    )
     page.wait(f"(old) => JSON.stringify(({COLOURS})('{UNSAFE}')) !== JSON.stringify(old)", plain)
     # Two categories by their chips, one taken back.
     setting = f"() => ({NODE})('SafetyDirectionApply').widgets.find((w) => w.name === 'categories').value"
@@ -116,7 +136,17 @@ def test_what_a_person_does_from_queueing_to_reloading(page):
     saved = page.run("() => JSON.parse(JSON.stringify(app.graph.serialize()))")
     sent = page.run("async () => (await app.graphToPrompt()).output")
     apply = next(node for node in sent.values() if node["class_type"] == "SafetyDirectionApply")
-    assert set(apply["inputs"]) == {"conditioning", "aligned", "mode", "alpha", "budget", "categories", "start_percent", "end_percent", "on_flag"}
+    assert set(apply["inputs"]) == {
+        "conditioning",
+        "aligned",
+        "mode",
+        "alpha",
+        "budget",
+        "categories",
+        "start_percent",
+        "end_percent",
+        "on_flag",
+    }
     coloured = page.run(COLOURS, UNSAFE)
 
     page.load()
@@ -128,7 +158,8 @@ def test_what_a_person_does_from_queueing_to_reloading(page):
     assert again == sent
 
 
-BADGE = f"(type) => {{ const node = ({NODE})(type); return node.badges.map((b) => (typeof b === 'function' ? b() : b).text).filter(Boolean).join('|'); }}"
+TEXTS = "node.badges.map((b) => (typeof b === 'function' ? b() : b).text)"
+BADGE = f"(type) => {{ const node = ({NODE})(type); return {TEXTS}.filter(Boolean).join('|'); }}"
 
 
 def test_a_badge_tells_aligned_stale_and_double(page):
@@ -136,7 +167,8 @@ def test_a_badge_tells_aligned_stale_and_double(page):
     assert "aligned" in page.run(BADGE, "SafetyDirectionApply").split("|")
     page.run(
         """() => {
-          const [clip, layer] = [app.graph.nodes.find((n) => n.type === "CheckpointLoaderSimple"), LiteGraph.createNode("CLIPSetLastLayer")];
+          const [clip, layer] = [app.graph.nodes.find((n) => n.type === "CheckpointLoaderSimple"),
+          LiteGraph.createNode("CLIPSetLastLayer")];
           app.graph.add(layer);
           clip.connect(1, layer, 0);
           layer.connect(0, app.graph.nodes.find((n) => n.title === "positive"), "clip");
@@ -162,11 +194,14 @@ def test_a_badge_tells_aligned_stale_and_double(page):
 
 
 def test_the_blueprint_stands_in_the_node_library(page):
-    found = page.run("async () => Object.values(await (await fetch('/global_subgraphs')).json()).map((entry) => entry.name)")
+    found = page.run(
+        "async () => Object.values(await (await fetch('/global_subgraphs')).json()).map((entry) => entry.name)"
+    )
     assert "Safe prompt" in found
     data = page.run(
         """async () => {
-          const [id] = Object.entries(await (await fetch('/global_subgraphs')).json()).find(([, entry]) => entry.name === 'Safe prompt');
+          const [id] = Object.entries(await (await fetch('/global_subgraphs')).json()).find(([, entry]) => entry.name
+          === 'Safe prompt');
           return (await (await fetch(`/global_subgraphs/${id}`)).json()).data;
         }"""
     )
@@ -191,7 +226,11 @@ def test_the_new_kind_of_nodes_shows_the_panels_in_every_palette(page, palette):
 
 def test_our_code_logs_nothing_and_the_page_asks_only_its_server(page, studio):
     """Last: it judges all that the tests before it did."""
-    ours = [message for message in page.messages if "safety-directions" in message[2] or "safety_direction" in message[1] or message[0] == "pageerror"]
+    ours = [
+        message
+        for message in page.messages
+        if "safety-directions" in message[2] or "safety_direction" in message[1] or message[0] == "pageerror"
+    ]
     assert ours == []
     assert any("/extensions/safety-directions/" in url for url in page.requests)
     assert [url for url in page.requests if not url.startswith((studio.url, "data:", "blob:"))] == []

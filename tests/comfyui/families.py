@@ -32,7 +32,13 @@ ENTRIES = ("Apply", "CLIP", "Guard")
 
 CLIP = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_hidden_layers": 3}
 T5 = {"d_model": 64, "d_ff": 128, "d_kv": 16, "num_heads": 4, "num_layers": 2}
-LLM = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 2, "num_key_value_heads": 1, "num_hidden_layers": 4}
+LLM = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "num_hidden_layers": 4,
+}
 BERT = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_hidden_layers": 2}
 # What is joined to a T5 or padded to its width can't be narrower.
 WIDE_T5 = T5 | {"d_model": 4096, "d_ff": 32}
@@ -117,7 +123,9 @@ def start_comfyui() -> Any:
     import comfy.options
 
     comfy.options.enable_args_parsing()
-    spec = importlib.util.spec_from_file_location("pack", ROOT / "__init__.py", submodule_search_locations=[os.fspath(ROOT)])
+    spec = importlib.util.spec_from_file_location(
+        "pack", ROOT / "__init__.py", submodule_search_locations=[os.fspath(ROOT)]
+    )
     assert spec and spec.loader
     sys.modules["pack"] = module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -132,11 +140,16 @@ def odd_encoder() -> dict[str, Any]:
 
     class Tokenizer:
         def __init__(self, embedding_directory=None, tokenizer_data={}):
-            self.clip_l = comfy.sd1_clip.SDTokenizer(embedding_directory=embedding_directory, tokenizer_data=tokenizer_data)
+            self.clip_l = comfy.sd1_clip.SDTokenizer(
+                embedding_directory=embedding_directory, tokenizer_data=tokenizer_data
+            )
             self.scene = T5XXLTokenizer(min_length=40)
 
         def tokenize_with_weights(self, text, return_word_ids=False, **kwargs):
-            made = {"l": self.clip_l.tokenize_with_weights(text, return_word_ids), "scene": self.scene.tokenize_with_weights(text, return_word_ids)}
+            made = {
+                "l": self.clip_l.tokenize_with_weights(text, return_word_ids),
+                "scene": self.scene.tokenize_with_weights(text, return_word_ids),
+            }
             return made | {"note": "not tokens"}
 
     class Model(torch.nn.Module):
@@ -163,7 +176,8 @@ def odd_encoder() -> dict[str, Any]:
 
 
 def flux2_tokenizer() -> Any:
-    """FLUX.2's template on Llama's vocabulary: its own tokenizer comes inside the weights, in a format that no longer loads everywhere."""
+    """FLUX.2's template on Llama's vocabulary: its own tokenizer comes inside the weights, in a format that no longer
+    loads everywhere."""
     import comfy.sd1_clip
     from comfy.text_encoders.hunyuan_video import LLAMA3Tokenizer
 
@@ -179,7 +193,9 @@ def flux2_tokenizer() -> Any:
     class Flux2Tokenizer(flux.Flux2Tokenizer):
         def __init__(self, embedding_directory=None, tokenizer_data={}):
             comfy.sd1_clip.SD1Tokenizer.__init__(self, name="mistral3_24b", tokenizer=Tokens)
-            self.llama_template = "[SYSTEM_PROMPT]You are an AI that reasons about image descriptions.[/SYSTEM_PROMPT][INST] {} [/INST]"
+            self.llama_template = (
+                "[SYSTEM_PROMPT]You are an AI that reasons about image descriptions.[/SYSTEM_PROMPT][INST] {} [/INST]"
+            )
 
     return Flux2Tokenizer
 
@@ -228,7 +244,12 @@ def build(family: Family, dtype: str, embeddings: str | None = None) -> Any:
         raise NotHere(f"{family.clip} gives no class")
     data = {name: sentencepiece_model() for name in family.pieces}
     options = {f"{name}_model_config": config for name, config in (SMALL | family.configs).items()}
-    clip = comfy.sd.CLIP(Target, embedding_directory=embeddings, tokenizer_data=data, model_options={"dtype": getattr(torch, dtype), **options})
+    clip = comfy.sd.CLIP(
+        Target,
+        embedding_directory=embeddings,
+        tokenizer_data=data,
+        model_options={"dtype": getattr(torch, dtype), **options},
+    )
     draw = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, weights in clip.cond_stage_model.named_parameters():
@@ -238,15 +259,25 @@ def build(family: Family, dtype: str, embeddings: str | None = None) -> Any:
                 weights.fill_(0.0 if "bias" in name else 1.0)
                 continue
             embedding = any(word in name for word in ("embed", "shared"))
-            scale = 0.5 if embedding and "position" not in name else 0.05 if embedding else 0.5 / weights.shape[-1] ** 0.5
+            scale = (
+                0.5 if embedding and "position" not in name else 0.05 if embedding else 0.5 / weights.shape[-1] ** 0.5
+            )
             weights.copy_(torch.empty(weights.shape).normal_(generator=draw) * scale)
     return clip
 
 
 def raw_length(clip: Any, keys: tuple[str, ...], prompt: str) -> int:
     """How many tokens the prompt alone is, by the tokenizer itself."""
-    tokenizer = next(t for name, t in vars(clip.tokenizer).items() if any(name.endswith(key) or name == f"clip_{key}" for key in keys))
-    return len(tokenizer.tokenizer(prompt)["input_ids"]) - tokenizer.tokens_start - bool(tokenizer.tokenizer_adds_end_token)
+    tokenizer = next(
+        t
+        for name, t in vars(clip.tokenizer).items()
+        if any(name.endswith(key) or name == f"clip_{key}" for key in keys)
+    )
+    return (
+        len(tokenizer.tokenizer(prompt)["input_ids"])
+        - tokenizer.tokens_start
+        - bool(tokenizer.tokenizer_adds_end_token)
+    )
 
 
 def small_direction() -> Any:
@@ -272,12 +303,15 @@ def plant(aligned: Any) -> Any:
     slots = {}
     for name, slot in aligned.slots.items():
         vector = torch.randn(1, slot.width, generator=draw)
-        slots[name] = dataclasses.replace(slot, vectors=vector / vector.norm() * slot.bank.float().norm(dim=1).mean().clamp_min(1.0))
+        slots[name] = dataclasses.replace(
+            slot, vectors=vector / vector.norm() * slot.bank.float().norm(dim=1).mean().clamp_min(1.0)
+        )
     return dataclasses.replace(aligned, slots=slots)
 
 
 def tiny_model(name: str, width: int) -> tuple[Any, list[int]]:
-    """The family's own DiT where it can be made this small, else ComfyUI's UNet, for states of this width; and a latent's shape."""
+    """The family's own DiT where it can be made this small, else ComfyUI's UNet, for states of this width; and a
+    latent's shape."""
     import comfy.ldm.flux.model
     import comfy.model_patcher
     import comfy.supported_models as models
@@ -309,11 +343,16 @@ def tiny_model(name: str, width: int) -> tuple[Any, list[int]]:
     with torch.no_grad():
         for weights in model.diffusion_model.parameters():
             weights.copy_(torch.empty(weights.shape).normal_(generator=draw) * 0.05)
-    return comfy.model_patcher.ModelPatcher(model, load_device=torch.device("cpu"), offload_device=torch.device("cpu")), shape
+    return comfy.model_patcher.ModelPatcher(
+        model, load_device=torch.device("cpu"), offload_device=torch.device("cpu")
+    ), shape
 
 
-def what_is_sampled(model: Any, shape: list[int], positive: list, negative: list) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Run ComfyUI's KSampler for one step: the positive conditioning that is sampled, and what the model is called with for it."""
+def what_is_sampled(
+    model: Any, shape: list[int], positive: list, negative: list
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Run ComfyUI's KSampler for one step: the positive conditioning that is sampled, and what the model is called
+    with for it."""
     import comfy.patcher_extension
     import comfy.sample
     import torch
@@ -335,7 +374,19 @@ def what_is_sampled(model: Any, shape: list[int], positive: list, negative: list
     watched.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, "test", look)
     watched.set_model_unet_function_wrapper(call)
     latent = torch.zeros(shape)
-    comfy.sample.sample(watched, torch.randn(latent.shape), 1, 2.0, "euler", "simple", positive, negative, latent, disable_pbar=True, seed=1)
+    comfy.sample.sample(
+        watched,
+        torch.randn(latent.shape),
+        1,
+        2.0,
+        "euler",
+        "simple",
+        positive,
+        negative,
+        latent,
+        disable_pbar=True,
+        seed=1,
+    )
     return conds[0], called
 
 
@@ -348,18 +399,25 @@ def check(before: dict, after: dict, planted: Any, expected: dict[str, Any]) -> 
     import torch
 
     assert set(planted.slots) == set(expected), f"slots {sorted(planted.slots)}, expected {sorted(expected)}"
-    untouched = {tensor: torch.ones(before[tensor].shape, dtype=torch.bool) for tensor in {p.tensor for p in planted.places.values()}}
+    untouched = {
+        tensor: torch.ones(before[tensor].shape, dtype=torch.bool)
+        for tensor in {p.tensor for p in planted.places.values()}
+    }
     for name, rows in expected.items():
         place = planted.places[name]
         old, new = before[place.tensor], after[place.tensor]
-        assert new.dtype == old.dtype and new.shape == old.shape, f"{name}: {new.dtype} {list(new.shape)}, was {old.dtype} {list(old.shape)}"
+        assert new.dtype == old.dtype and new.shape == old.shape, (
+            f"{name}: {new.dtype} {list(new.shape)}, was {old.dtype} {list(old.shape)}"
+        )
         where = (0,) if rows is None else ((0, rows) if place.layer is None else (0, place.layer, rows))
         untouched[place.tensor][(*where, slice(0, place.width))] = False
         moved = (new.float() - old.float())[(*where, slice(0, place.width))].reshape(-1, place.width)
         vector = planted.slots[name].vectors[0]
         cosine = torch.nn.functional.cosine_similarity(moved, vector.expand_as(moved), dim=1).min().item()
         size = (moved @ vector / vector.square().sum()).mean().item()
-        assert cosine >= 0.99, f"{name}: the planted direction comes back with cosine {cosine:.3f} at the worst of {len(moved)} tokens"
+        assert cosine >= 0.99, (
+            f"{name}: the planted direction comes back with cosine {cosine:.3f} at the worst of {len(moved)} tokens"
+        )
         assert abs(size - 1) < 0.05, f"{name}: the planted direction comes back {size:.2f} times as long"
     for tensor, mask in untouched.items():
         stray = int(((before[tensor] != after[tensor]) & mask).sum())
@@ -380,6 +438,11 @@ def expected_rows(clip: Any, family: Family, aligned: Any, prompt: str = PROMPT)
     return rows
 
 
+def settings_of(encoders: Any, mode: str, budget: float) -> Any:
+    steer = importlib.import_module(f"{encoders.__name__.removesuffix('.nodes.encoders')}.directions.steer")
+    return steer.SteeringSettings(mode, 1.0, None, budget)
+
+
 def as_dict(conditioning: list) -> dict:
     return {"cond": conditioning[0][0], **conditioning[0][1]}
 
@@ -398,7 +461,7 @@ def run_family(encoders: Any, name: str, results: dict[str, str]) -> None:
     import torch
 
     family = FAMILIES[name]
-    how = {"alpha": 1.0, "mode": "add", "categories": None, "budget": 0.01}
+    how = settings_of(encoders, "add", 0.01)
     planted = model = None
     for dtype in DTYPES:
         clip = build(family, dtype)
@@ -407,17 +470,26 @@ def run_family(encoders: Any, name: str, results: dict[str, str]) -> None:
                 aligned = encoders.align_encoder(clip, small_direction(), "svd")
                 planted = plant(aligned)
                 rows = expected_rows(clip, family, planted)
-            fits = planted.fits(encoders.fingerprint(clip, planted))
-            results[f"fingerprint {dtype}"] = "pass" if fits else "fail: the alignment doesn't know the encoder in this precision"
+            fits = planted.fits(encoders.probe_states(clip, planted))
+            results[f"fingerprint {dtype}"] = (
+                "pass" if fits else "fail: the alignment doesn't know the encoder in this precision"
+            )
             plain = clip.encode_from_tokens_scheduled(clip.tokenize(PROMPT))
             negative = clip.encode_from_tokens_scheduled(clip.tokenize("blurry"))
             model = model or tiny_model(name, plain[0][0].shape[-1])
             for entry in ENTRIES:
-                results[f"{entry} {dtype}"] = attempt(lambda: enter(encoders, entry, clip, model, planted, how, plain, negative, getattr(torch, dtype), rows))
+                results[f"{entry} {dtype}"] = attempt(
+                    lambda: enter(
+                        encoders, entry, clip, model, planted, how, plain, negative, getattr(torch, dtype), rows
+                    )
+                )
             if dtype == "float32":
                 results["gate"] = attempt(lambda: gated(encoders, planted, plain, rows))
                 results["fp8 conditioning"] = attempt(lambda: in_eight_bits(encoders, planted, how, plain, rows))
-                for title, prompt in (("long prompt", " ".join([PROMPT.replace('"', "")] * 9)), ("weights", PROMPT.replace("green gate", "(green gate:1.4)"))):
+                for title, prompt in (
+                    ("long prompt", " ".join([PROMPT.replace('"', "")] * 9)),
+                    ("weights", PROMPT.replace("green gate", "(green gate:1.4)")),
+                ):
                     results[title] = attempt(lambda: other_prompt(encoders, family, clip, planted, how, prompt))
             if dtype == "float32" and name == "SD1.x":
                 results["textual inversion"] = attempt(lambda: textual_inversion(encoders, family, planted, how))
@@ -438,7 +510,18 @@ def attempt(job: Callable[[], None]) -> str:
     return "pass"
 
 
-def enter(encoders: Any, entry: str, clip: Any, model: Any, planted: Any, how: dict, plain: list, negative: list, dtype: Any, rows: dict) -> None:
+def enter(
+    encoders: Any,
+    entry: str,
+    clip: Any,
+    model: Any,
+    planted: Any,
+    how: Any,
+    plain: list,
+    negative: list,
+    dtype: Any,
+    rows: dict,
+) -> None:
     model, shape = model
     positive = cast(plain, dtype)
     if entry == "Apply":
@@ -446,34 +529,52 @@ def enter(encoders: Any, entry: str, clip: Any, model: Any, planted: Any, how: d
     elif entry == "CLIP":
         # A text encoder gives float32 whatever its weights are.
         positive = plain
-        steered, sampled_with = encoders.steer_clip(clip, planted, how).encode_from_tokens_scheduled(clip.tokenize(PROMPT)), model
+        steered, sampled_with = (
+            encoders.steer_clip(clip, planted, how).encode_from_tokens_scheduled(clip.tokenize(PROMPT)),
+            model,
+        )
         again = clip.encode_from_tokens_scheduled(clip.tokenize(PROMPT))
-        assert all((as_dict(again)[k] == v).all() for k, v in as_dict(plain).items() if hasattr(v, "shape")), "the original CLIP is steered too"
+        assert all((as_dict(again)[k] == v).all() for k, v in as_dict(plain).items() if hasattr(v, "shape")), (
+            "the original CLIP is steered too"
+        )
     else:
         steered, sampled_with = positive, encoders.guard_model(model, planted, how)
-    conds, called = what_is_sampled(sampled_with, shape, steered, cast(negative, dtype) if entry != "CLIP" else negative)
+    conds, called = what_is_sampled(
+        sampled_with, shape, steered, cast(negative, dtype) if entry != "CLIP" else negative
+    )
     check(as_dict(positive), {**conds, "cond": conds["cross_attn"]}, planted, rows)
     given = called[0]["c_crossattn"].float()[0, : conds["cross_attn"].shape[1]]
     assert (given == conds["cross_attn"].float()[0]).all(), "the model isn't called with what the sampler got"
     if "y" in called[0]:
-        assert (called[0]["y"].float() == conds["pooled_output"].float()).all(), "the model isn't called with the pooled states that the sampler got"
+        assert (called[0]["y"].float() == conds["pooled_output"].float()).all(), (
+            "the model isn't called with the pooled states that the sampler got"
+        )
 
 
 def gated(encoders: Any, planted: Any, plain: list, rows: dict) -> None:
-    """A flagged prompt's own tokens and its edge states move and no masked state does; one that isn't flagged stays as it is."""
+    """A flagged prompt's own tokens and its special tokens move and no masked state does; one that isn't flagged
+    stays as it is."""
     import torch
 
-    how = {"alpha": 1.0, "mode": "gate", "categories": None}
+    how = settings_of(encoders, "gate", 1.0)
     before = as_dict(plain)
-    lenient = {name: dataclasses.replace(slot, prompt_levels=torch.full_like(slot.prompt_levels, 1e6)) for name, slot in planted.slots.items()}
-    unflagged = as_dict(encoders.steer_conditioning(plain, dataclasses.replace(planted, slots=lenient), {**how, "budget": 1.0}))
-    flagged = as_dict(encoders.steer_conditioning(plain, planted, {**how, "budget": 1.0}))
+    lenient = {
+        name: dataclasses.replace(slot, prompt_levels=torch.full_like(slot.prompt_levels, 1e6))
+        for name, slot in planted.slots.items()
+    }
+    unflagged = as_dict(encoders.steer_conditioning(plain, dataclasses.replace(planted, slots=lenient), how))
+    flagged = as_dict(encoders.steer_conditioning(plain, planted, how))
     for name, place in planted.places.items():
         if not place.length:
             continue
-        old, new = (states[place.tensor] if place.layer is None else states[place.tensor][:, place.layer] for states in (before, flagged))
+        old, new = (
+            states[place.tensor] if place.layer is None else states[place.tensor][:, place.layer]
+            for states in (before, flagged)
+        )
         same = unflagged[place.tensor]
-        assert torch.equal(same if place.layer is None else same[:, place.layer], old), f"{name}: moved below the threshold"
+        assert torch.equal(same if place.layer is None else same[:, place.layer], old), (
+            f"{name}: moved below the threshold"
+        )
         moved = (old != new).any(-1)[0]
         masked = (old == 0).all(-1)[0]
         mask = before.get("attention_mask")
@@ -485,13 +586,17 @@ def gated(encoders: Any, planted: Any, plain: list, rows: dict) -> None:
         content[rows[name]] = True
         assert bool(moved[content].any()), f"{name}: flagged, and none of its own tokens moved"
         if place.parts == 1:
-            varying = name in planted.edges
+            varying = planted.slots[name].special_tokens is not None
             # Behind a causal or a bidirectional encoder's prompt at least one state has read it.
-            assert varying or not place.after or place.layer == 0, f"{name}: no edge states, though {place.after} stand behind the prompt"
-            assert bool((moved & ~content).any()) == varying, f"{name}: edge states {'stayed' if varying else 'moved'}"
+            assert varying or not place.after or place.layer == 0, (
+                f"{name}: no special tokens that vary, though {place.after} stand behind the prompt"
+            )
+            assert bool((moved & ~content).any()) == varying, (
+                f"{name}: special tokens {'stayed' if varying else 'moved'}"
+            )
 
 
-def in_eight_bits(encoders: Any, planted: Any, how: dict, plain: list, rows: dict) -> None:
+def in_eight_bits(encoders: Any, planted: Any, how: Any, plain: list, rows: dict) -> None:
     """Conditioning in fp8 comes out in fp8, its own tokens moved and the rest bit-identical."""
     import torch
 
@@ -499,16 +604,21 @@ def in_eight_bits(encoders: Any, planted: Any, how: dict, plain: list, rows: dic
     before, after = as_dict(coarse), as_dict(encoders.steer_conditioning(coarse, planted, how))
     for name, place in planted.places.items():
         old, new = before[place.tensor], after[place.tensor]
-        assert new.dtype == torch.float8_e4m3fn and torch.isfinite(new.float()).all(), f"{name}: {new.dtype}, or not finite"
+        assert new.dtype == torch.float8_e4m3fn and torch.isfinite(new.float()).all(), (
+            f"{name}: {new.dtype}, or not finite"
+        )
         if place.length and place.parts == 1 and place.layer is None:
             moved = (old.float() != new.float()).any(-1)[0]
             content = torch.zeros_like(moved)
             content[rows[name]] = True
-            assert bool(moved[content].all()) and not bool(moved[~content].any()), f"{name}: {int(moved.sum())} tokens moved"
+            assert bool(moved[content].all()) and not bool(moved[~content].any()), (
+                f"{name}: {int(moved.sum())} tokens moved"
+            )
 
 
-def other_prompt(encoders: Any, family: Family, clip: Any, planted: Any, how: dict, prompt: str) -> None:
-    """More than one chunk, or weights: the same content by tokens (CLIP) and by states (Apply), as many as the tokenizer counts."""
+def other_prompt(encoders: Any, family: Family, clip: Any, planted: Any, how: Any, prompt: str) -> None:
+    """More than one chunk, or weights: the same content by tokens (CLIP) and by states (Apply), as many as the
+    tokenizer counts."""
     import torch
 
     plain = clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
@@ -517,34 +627,49 @@ def other_prompt(encoders: Any, family: Family, clip: Any, planted: Any, how: di
     for tensor in sorted({p.tensor for p in planted.places.values() if p.length and p.tensor in as_dict(plain)}):
         before = as_dict(plain)[tensor]
         moved = [(as_dict(after)[tensor] != before).any(-1) for after in (by_tokens, by_states)]
-        assert torch.equal(*moved), f"{tensor}: {int(moved[0].sum())} tokens by the tokenizer and {int(moved[1].sum())} by the states"
+        assert torch.equal(*moved), (
+            f"{tensor}: {int(moved[0].sum())} tokens by the tokenizer and {int(moved[1].sum())} by the states"
+        )
         if "byt5" not in tensor and ":1.4)" not in prompt:  # chat encoders take weights as text
             places = [place for place in planted.places.values() if place.tensor == tensor]
             count = sum(raw_length(clip, place.keys, prompt) for place in places)
             limit = before.shape[-2] * (1 if before.dim() == 3 else before.shape[1])
             # HiDream cuts its T5 at 128 tokens.
-            assert int(moved[0].sum()) in (count, min(count, limit - 1)), f"{tensor}: {int(moved[0].sum())} tokens moved, the prompt has {count}"
+            assert int(moved[0].sum()) in (count, min(count, limit - 1)), (
+                f"{tensor}: {int(moved[0].sum())} tokens moved, the prompt has {count}"
+            )
 
 
-def textual_inversion(encoders: Any, family: Family, planted: Any, how: dict) -> None:
+def textual_inversion(encoders: Any, family: Family, planted: Any, how: Any) -> None:
     """An embedding of three vectors counts as three tokens of the prompt, by tokens and by states."""
     import torch
     from safetensors.torch import save_file
 
     with tempfile.TemporaryDirectory() as folder:
-        save_file({"emb_params": torch.randn(3, 64, generator=torch.Generator().manual_seed(2)) * 0.5}, os.path.join(folder, "mine.safetensors"))
+        save_file(
+            {"emb_params": torch.randn(3, 64, generator=torch.Generator().manual_seed(2)) * 0.5},
+            os.path.join(folder, "mine.safetensors"),
+        )
         clip = build(family._replace(configs={"clip_l": CLIP}), "float32", folder)
         clip.tokenizer.clip_l.embedding_size = 64
         tokens = clip.tokenize("a portrait of embedding:mine in oil")
         assert sum(torch.is_tensor(token[0]) for token in tokens["l"][0]) == 3
         before = clip.encode_from_tokens_scheduled(tokens)
-        for after in (encoders.steer_clip(clip, planted, how).encode_from_tokens_scheduled(tokens), encoders.steer_conditioning(before, planted, how)):
+        for after in (
+            encoders.steer_clip(clip, planted, how).encode_from_tokens_scheduled(tokens),
+            encoders.steer_conditioning(before, planted, how),
+        ):
             moved = (after[0][0] != before[0][0]).any(-1)[0].nonzero().flatten().tolist()
             assert moved == list(range(1, 1 + 3 + 3 + 2)), f"tokens {moved} moved"
 
 
 # How ComfyUI's loader tells these encoders apart: one key and its shape, of layers that the small ones don't have.
-LOADED = {"SD1.x": ("clip_l",), "SDXL": ("clip_l", "clip_g"), "FLUX": ("clip_l", "t5xxl"), "SD3": ("clip_l", "clip_g", "t5xxl")}
+LOADED = {
+    "SD1.x": ("clip_l",),
+    "SDXL": ("clip_l", "clip_g"),
+    "FLUX": ("clip_l", "t5xxl"),
+    "SD3": ("clip_l", "clip_g", "t5xxl"),
+}
 TOLD_BY = {
     "clip_g": ("text_model.encoder.layers.30.mlp.fc1.weight", (1, 1)),
     "t5xxl": ("encoder.block.23.layer.1.DenseReluDense.wi_1.weight", (10240, 1)),
@@ -567,13 +692,15 @@ def through_the_loader(encoders: Any, name: str, clip: Any, planted: Any) -> Non
     options = {f"{part}_model_config": config for part, config in (SMALL | FAMILIES[name].configs).items()}
     options["model_config"] = dict(CLIP)  # for CLIP the loader begins from this one
     with torch.inference_mode(False):
-        loaded = comfy.sd.load_text_encoder_state_dicts(weights, clip_type=kind, model_options={"dtype": torch.float32, **options})
+        loaded = comfy.sd.load_text_encoder_state_dicts(
+            weights, clip_type=kind, model_options={"dtype": torch.float32, **options}
+        )
     encoders.check_encoder(loaded, planted)
     again = encoders.align_encoder(loaded, small_direction(), "svd")
     assert again.places == planted.places
 
 
-def patched(encoders: Any, clip: Any, planted: Any, how: dict) -> None:
+def patched(encoders: Any, clip: Any, planted: Any, how: Any) -> None:
     """Steering survives clone, LoRA and CLIPSetLastLayer in any order, leaves the original alone, and a LoRA is noticed."""
     import torch
 
@@ -604,12 +731,14 @@ def patched(encoders: Any, clip: Any, planted: Any, how: dict) -> None:
     for order in ((steer, lora, last), (lora, steer, last), (last, lora, steer), (last, steer, lora)):
         moved = (encoded(*order) - inner)[0, 1 : 1 + raw_length(clip, ("l",), PROMPT)]
         vector = planted.slots["cond"].vectors[0]
-        assert torch.nn.functional.cosine_similarity(moved, vector.expand_as(moved), dim=1).min() > 0.99, f"{[step.__name__ for step in order]}"
+        assert torch.nn.functional.cosine_similarity(moved, vector.expand_as(moved), dim=1).min() > 0.99, (
+            f"{[step.__name__ for step in order]}"
+        )
         assert torch.equal(encoded(), plain), "the original CLIP changed"
     assert torch.equal(encoded(steer), encoded(steer, steer)), "steered twice"
-    assert planted.fits(encoders.fingerprint(steer(clip), planted)), "a steered CLIP is no longer known"
-    assert not planted.fits(encoders.fingerprint(lora(clip), planted)), "the LoRA went unnoticed"
-    assert not planted.fits(encoders.fingerprint(last(clip), planted)), "the other layer went unnoticed"
+    assert planted.fits(encoders.probe_states(steer(clip), planted)), "a steered CLIP is no longer known"
+    assert not planted.fits(encoders.probe_states(lora(clip), planted)), "the LoRA went unnoticed"
+    assert not planted.fits(encoders.probe_states(last(clip), planted)), "the other layer went unnoticed"
 
 
 def main(out: str, only: list[str]) -> None:

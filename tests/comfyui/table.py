@@ -1,7 +1,7 @@
 """Write the README's table of families, from what the tests left in demo-output.
 
-    for v in 0.30.0 0.24.1 0.18.2 0.16.3; do SAFETY_DIRECTIONS_COMFYUI=$v python -m pytest tests/comfyui/test_families.py; done
-    python -m tests.comfyui.table
+for v in 0.30.0 0.24.1 0.18.2 0.16.3; do SAFETY_DIRECTIONS_COMFYUI=$v python -m pytest tests/comfyui/test_families.py; done
+python -m tests.comfyui.table
 """
 
 from __future__ import annotations
@@ -28,7 +28,10 @@ def cell(results: Mapping[str, str] | None, entry: str) -> str:
 
 def table(reports: Sequence[Mapping]) -> str:
     """The table in Markdown; a column for each ComfyUI version, the entry points inside."""
-    lines = [f"| {' / '.join(ENTRIES)} | slots | " + " | ".join(f"ComfyUI {report['comfyui']}" for report in reports) + " |", "|---|---|" + "---|" * len(reports)]
+    lines = [
+        f"| {' / '.join(ENTRIES)} | slots | " + " | ".join(f"ComfyUI {report['comfyui']}" for report in reports) + " |",
+        "|---|---|" + "---|" * len(reports),
+    ]
     reasons: dict[str, list[str]] = {}
     for name, family in FAMILIES.items():
         cells = []
@@ -37,7 +40,9 @@ def table(reports: Sequence[Mapping]) -> str:
             found = {entry: cell(results, entry) for entry in ENTRIES}
             if set(found.values()) == {"not run"}:
                 cells.append("not run")
-                reasons.setdefault(name, []).append(f"{report['comfyui']} ({(results or {}).get('not run', 'no such test')})")
+                reasons.setdefault(name, []).append(
+                    f"{report['comfyui']} ({(results or {}).get('not run', 'no such test')})"
+                )
             else:
                 cells.append(" / ".join(found[entry] for entry in ENTRIES))
         slots = ", ".join(dict.fromkeys(re.sub(r"\[\d+\]", " (every layer)", slot) for slot in family.content))

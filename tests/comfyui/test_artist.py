@@ -1,4 +1,5 @@
-"""What artists see and share: readings before and after, sweeps with a sampler behind, estimating, alignments as files, the page's questions."""
+"""What artists see and share: readings before and after, sweeps with a sampler behind, estimating, alignments as
+files, the page's questions."""
 
 from __future__ import annotations
 
@@ -20,7 +21,11 @@ UNSAFE = "a nude woman lying on a bed, ultra-detailed photorealism"
 
 
 def nodes(info):
-    return {name: node for name, node in info.items() if name.startswith("SafetyDirection") and name != "SafetyDirectionsLoadMiniature"}
+    return {
+        name: node
+        for name, node in info.items()
+        if name.startswith("SafetyDirection") and name != "SafetyDirectionsLoadMiniature"
+    }
 
 
 def graph(prompt=UNSAFE, direction="few", **apply):
@@ -29,9 +34,15 @@ def graph(prompt=UNSAFE, direction="few", **apply):
     return {
         "clip": {"class_type": "SafetyDirectionSmallEncoder", "inputs": {}},
         "load": {"class_type": "SafetyDirectionLoad", "inputs": {"direction": direction}},
-        "align": {"class_type": "SafetyDirectionAlign", "inputs": {"direction": ["load", 0], "clip": ["clip", 0], "method": "ridge"}},
+        "align": {
+            "class_type": "SafetyDirectionAlign",
+            "inputs": {"direction": ["load", 0], "clip": ["clip", 0], "method": "ridge"},
+        },
         "text": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["clip", 0], "text": prompt}},
-        "apply": {"class_type": "SafetyDirectionApply", "inputs": how | apply | {"conditioning": ["text", 0], "aligned": ["align", 0]}},
+        "apply": {
+            "class_type": "SafetyDirectionApply",
+            "inputs": how | apply | {"conditioning": ["text", 0], "aligned": ["align", 0]},
+        },
         "plain": {"class_type": "SafetyDirectionInspect", "inputs": words | {"conditioning": ["text", 0]}},
         "steered": {"class_type": "SafetyDirectionInspect", "inputs": words | {"conditioning": ["apply", 0]}},
     }
@@ -50,7 +61,9 @@ def test_inspect_shows_a_steered_prompt_as_it_was_and_as_it_is(tiny):
     result = tiny.queue(graph())
     plain, steered = shown(result, "plain"), shown(result, "steered")
     assert plain["before"] is None and steered["before"] == plain["after"]
-    assert steered["after"]["global"]["score"] < min(steered["before"]["global"]["score"] - 2, 1)  # to where harmless prompts are
+    assert steered["after"]["global"]["score"] < min(
+        steered["before"]["global"]["score"] - 2, 1
+    )  # to where harmless prompts are
     assert set(steered["after"]) == {"global", "disturbing", "hate", "humiliation", "illegal", "sexual", "violence"}
     low, high = plain["after"]["global"]["band"]
     assert low < 0 < high < plain["after"]["global"]["threshold"]
@@ -60,7 +73,10 @@ def test_inspect_shows_a_steered_clip_as_it_was_too(tiny):
     steered = graph()
     apply = steered.pop("apply")["inputs"]
     settings = {name: apply[name] for name in ("mode", "alpha", "budget", "categories")}
-    steered["safe"] = {"class_type": "SafetyDirectionCLIP", "inputs": {"clip": ["clip", 0], "aligned": ["align", 0], **settings}}
+    steered["safe"] = {
+        "class_type": "SafetyDirectionCLIP",
+        "inputs": {"clip": ["clip", 0], "aligned": ["align", 0], **settings},
+    }
     steered["apply"] = {"class_type": "CLIPTextEncode", "inputs": {"clip": ["safe", 0], "text": UNSAFE}}
     result = tiny.queue(steered)
     assert shown(result, "steered")["before"] == shown(result, "plain")["after"]
@@ -78,7 +94,10 @@ def test_a_category_colours_the_words_by_its_own_scores(tiny):
         both[name]["inputs"] |= {"conditioning": ["text", 0], "category": category, "theme": "dark"}
         both[f"picture {name}"] = {"class_type": "PreviewImage", "inputs": {"images": [name, 0]}}
     result = tiny.queue(both)
-    pictures = [Image.open(BytesIO(tiny.image(result.outputs[f"picture {name}"]["images"][0]))).convert("RGB") for name in ("plain", "steered")]
+    pictures = [
+        Image.open(BytesIO(tiny.image(result.outputs[f"picture {name}"]["images"][0]))).convert("RGB")
+        for name in ("plain", "steered")
+    ]
     assert pictures[0].size == pictures[1].size and pictures[0].tobytes() != pictures[1].tobytes()
     both["plain"]["inputs"]["category"] = "weather"
     with pytest.raises(GraphError, match="no category 'weather': this direction has disturbing"):
@@ -87,7 +106,10 @@ def test_a_category_colours_the_words_by_its_own_scores(tiny):
 
 def test_apply_says_whether_it_steered_or_found_it_steered(tiny):
     twice = graph(alpha=4.0)  # a strength of its own: a node whose output is cached says nothing
-    twice["again"] = {"class_type": "SafetyDirectionApply", "inputs": twice["apply"]["inputs"] | {"conditioning": ["apply", 0]}}
+    twice["again"] = {
+        "class_type": "SafetyDirectionApply",
+        "inputs": twice["apply"]["inputs"] | {"conditioning": ["apply", 0]},
+    }
     twice["steered"]["inputs"]["conditioning"] = ["again", 0]
     result = tiny.queue(twice)
     assert (shown(result, "apply")["state"], shown(result, "again")["state"]) == ("aligned", "double")
@@ -96,8 +118,18 @@ def test_apply_says_whether_it_steered_or_found_it_steered(tiny):
 def sweep(**changes):
     found = graph()
     del found["apply"], found["steered"], found["plain"]
-    inputs = {"conditioning": ["text", 0], "aligned": ["align", 0], "alphas": "0, 3", "modes": "gate, add", "budget": 0.01, "categories": ""}
-    found["sweep"] = {"class_type": "SafetyDirectionSweep", "inputs": inputs | {"clip": ["clip", 0], "prompt": UNSAFE} | changes}
+    inputs = {
+        "conditioning": ["text", 0],
+        "aligned": ["align", 0],
+        "alphas": "0, 3",
+        "modes": "gate, add",
+        "budget": 0.01,
+        "categories": "",
+    }
+    found["sweep"] = {
+        "class_type": "SafetyDirectionSweep",
+        "inputs": inputs | {"clip": ["clip", 0], "prompt": UNSAFE} | changes,
+    }
     return found
 
 
@@ -146,7 +178,12 @@ def aligned_as(name, overwrite=False):
     found = graph()
     for node in ("apply", "plain", "steered", "text"):
         del found[node]
-    return found | {"save": {"class_type": "SafetyDirectionSaveAligned", "inputs": {"aligned": ["align", 0], "name": name, "overwrite": overwrite}}}
+    return found | {
+        "save": {
+            "class_type": "SafetyDirectionSaveAligned",
+            "inputs": {"aligned": ["align", 0], "name": name, "overwrite": overwrite},
+        }
+    }
 
 
 def test_an_alignment_is_saved_once_and_loaded_instead_of_made(tiny):
@@ -155,7 +192,10 @@ def test_an_alignment_is_saved_once_and_loaded_instead_of_made(tiny):
     assert file.is_file()
     loaded = graph()
     del loaded["load"]
-    loaded["align"] = {"class_type": "SafetyDirectionLoadAligned", "inputs": {"name": "few-minilm", "clip": ["clip", 0]}}
+    loaded["align"] = {
+        "class_type": "SafetyDirectionLoadAligned",
+        "inputs": {"name": "few-minilm", "clip": ["clip", 0]},
+    }
     assert shown(tiny.queue(loaded), "steered")["before"] == shown(tiny.queue(graph()), "steered")["before"]
     facts = ask(tiny, "/safety_directions/aligned/few-minilm")
     assert facts["slots"] == {"cond": 384} and "violence" in facts["categories"]
@@ -175,16 +215,29 @@ def language_model(folder: Path) -> None:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    words = Tokenizer(models.WordLevel({"[UNK]": 0, "</s>": 1, "a": 2, "nude": 3, "woman": 4, "with": 5, "knife": 6, "blood": 7}, unk_token="[UNK]"))
+    words = Tokenizer(
+        models.WordLevel(
+            {"[UNK]": 0, "</s>": 1, "a": 2, "nude": 3, "woman": 4, "with": 5, "knife": 6, "blood": 7}, unk_token="[UNK]"
+        )
+    )
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     PreTrainedTokenizerFast(tokenizer_object=words, eos_token="</s>", unk_token="[UNK]").save_pretrained(folder)
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
+    sizes = {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+    }
     LlamaForCausalLM(LlamaConfig(vocab_size=8, **sizes)).save_pretrained(folder)
 
 
 def estimated(name="mine", layer="1", pairs="few pairs"):
     return {
-        "learn": {"class_type": "SafetyDirectionEstimate", "inputs": {"model": "tiny", "name": name, "pairs": pairs, "layer": layer, "licence": "CC0-1.0"}},
+        "learn": {
+            "class_type": "SafetyDirectionEstimate",
+            "inputs": {"model": "tiny", "name": name, "pairs": pairs, "layer": layer, "licence": "CC0-1.0"},
+        },
     }
 
 
@@ -215,7 +268,12 @@ def test_a_direction_of_ones_own_is_learned_saved_and_never_written_over(tiny):
 
 def test_the_page_is_told_what_a_file_is_and_no_other_file(tiny):
     facts = ask(tiny, "/safety_directions/direction/few")
-    assert facts["source"] == "smollm2-135m-instruct" and len(facts["categories"]) == 6 and facts["anchors"] == 400 and facts["licence"] == "Apache-2.0"
+    assert (
+        facts["source"] == "smollm2-135m-instruct"
+        and len(facts["categories"]) == 6
+        and facts["anchors"] == 400
+        and facts["licence"] == "Apache-2.0"
+    )
     (tiny.base / "models" / "safety_directions" / "broken.safetensors").write_bytes(b"not a file")
     assert "not safetensors" in ask(tiny, "/safety_directions/direction/broken")["error"]
     for name in ("%2e%2e%2f%2e%2e%2fcomfyui", "..%2Faligned%2Ffew-minilm", "nothing"):
@@ -227,14 +285,18 @@ def test_node_ids_inputs_and_outputs_stay_as_old_workflows_know_them(tiny):
     found = nodes(tiny.object_info())
     for name, old in frozen.items():
         inputs = [key for group in ("required", "optional") for key in found[name]["input_order"].get(group, [])]
-        assert [key for key in inputs if key in old["inputs"]] == old["inputs"], name  # widgets are saved by their order
+        assert [key for key in inputs if key in old["inputs"]] == old["inputs"], (
+            name
+        )  # widgets are saved by their order
         required = set(found[name]["input_order"].get("required", []))
         assert required <= set(old["inputs"]), f"{name}: a new input has to be optional"
         assert found[name]["output"][: len(old["outputs"])] == old["outputs"], name
     assert set(found) == set(frozen), "a new node belongs into frozen.json"
 
 
-@pytest.mark.skipif(default_version() != COMFYUI_DEFAULT, reason=f"templates are made with the nodes of ComfyUI {COMFYUI_DEFAULT}")
+@pytest.mark.skipif(
+    default_version() != COMFYUI_DEFAULT, reason=f"templates are made with the nodes of ComfyUI {COMFYUI_DEFAULT}"
+)
 def test_the_shipped_templates_are_those_that_harness_templates_makes(tiny):
     for path, text in make(tiny.object_info()).items():
         assert (ROOT / path).read_text(encoding="utf-8") == text, "run: python -m harness.templates"
@@ -261,7 +323,9 @@ def test_a_template_is_valid_and_stops_only_for_want_of_weights(tiny, name):
     with pytest.raises(GraphError) as caught:
         tiny.queue(to_api(workflow, tiny.object_info()))
     # ComfyUI's validation would name inputs; what is left is an empty file that a loader can't read.
-    assert caught.value.trace and ("Load" in caught.value.node_type or caught.value.node_type == "SafetyDirectionEstimate"), str(caught.value)
+    assert caught.value.trace and (
+        "Load" in caught.value.node_type or caught.value.node_type == "SafetyDirectionEstimate"
+    ), str(caught.value)
 
 
 def test_every_template_has_a_picture_and_is_listed(tiny):
@@ -275,7 +339,9 @@ def test_every_template_has_a_picture_and_is_listed(tiny):
 def translated(english, foreign):
     """In another language, with the same numbers, paths and option names, which are typed as they are."""
     fixed = r"(?a)\d+(?:\.\d+)?|models/\w+|<\w+>|pip install \w+|\b(?:gate|add|project|auto|steer|refuse|both)\b(?=:)"
-    return foreign != english and sorted(re.findall(fixed, english)) == sorted(re.findall(fixed, foreign.replace(" :", ":").replace("：", ":")))
+    return foreign != english and sorted(re.findall(fixed, english)) == sorted(
+        re.findall(fixed, foreign.replace(" :", ":").replace("：", ":"))
+    )
 
 
 @pytest.mark.parametrize("language", ["zh", "ja", "ko", "fr", "de", "es"])
@@ -286,7 +352,11 @@ def test_every_name_and_tooltip_is_translated(tiny, language):
     for name, node in found.items():
         own = known[name]
         assert own["display_name"] and own["description"] and own["description"] != node["description"], name
-        inputs = {key: spec[1] if len(spec) > 1 else {} for group in ("required", "optional") for key, spec in node["input"].get(group, {}).items()}
+        inputs = {
+            key: spec[1] if len(spec) > 1 else {}
+            for group in ("required", "optional")
+            for key, spec in node["input"].get(group, {}).items()
+        }
         assert set(own["inputs"]) == set(inputs), name
         for key, options in inputs.items():
             assert own["inputs"][key]["name"], f"{name}.{key}"
@@ -300,7 +370,11 @@ def test_every_name_and_tooltip_is_translated(tiny, language):
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_a_template_names_each_nodes_pack_for_a_manager_that_lacks_it(name):
     (published,) = re.findall(r'^name = "(.+)"$', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
-    packs = {node["properties"].get("cnr_id") for node in template(name)["nodes"] if node["type"].startswith("SafetyDirection")}
+    packs = {
+        node["properties"].get("cnr_id")
+        for node in template(name)["nodes"]
+        if node["type"].startswith("SafetyDirection")
+    }
     assert packs == {published}
 
 

@@ -23,7 +23,9 @@ def server():
         yield running
 
 
-def graph(*entries, positive=UNSAFE, negative="blurry", mode="add", cfg=2.0, on_flag="steer", sampler="KSampler", **guard):
+def graph(
+    *entries, positive=UNSAFE, negative="blurry", mode="add", cfg=2.0, on_flag="steer", sampler="KSampler", **guard
+):
     """A sampling graph with the entry points in `entries`; `watch` sees what the model is called with."""
     how = {"mode": mode, "alpha": 3.0, "budget": 0.01, "categories": "", "on_flag": on_flag}
     prompt = {
@@ -31,22 +33,40 @@ def graph(*entries, positive=UNSAFE, negative="blurry", mode="add", cfg=2.0, on_
         "watch": {"class_type": "WatchModel", "inputs": {"model": ["load", 0], "name": f"seen-{next(COUNT)}"}},
         "encoder": {"class_type": "SafetyDirectionSmallEncoder", "inputs": {}},
         "direction": {"class_type": "SafetyDirectionLoad", "inputs": {"direction": "smollm2-135m-instruct"}},
-        "align": {"class_type": "SafetyDirectionAlign", "inputs": {"direction": ["direction", 0], "clip": ["encoder", 0], "method": "svd"}},
+        "align": {
+            "class_type": "SafetyDirectionAlign",
+            "inputs": {"direction": ["direction", 0], "clip": ["encoder", 0], "method": "svd"},
+        },
         "positive": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["encoder", 0], "text": positive}},
         "negative": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["encoder", 0], "text": negative}},
-        "latent": {"class_type": "EmptyChromaRadianceLatentImage", "inputs": {"width": 32, "height": 32, "batch_size": 1}},
+        "latent": {
+            "class_type": "EmptyChromaRadianceLatentImage",
+            "inputs": {"width": 32, "height": 32, "batch_size": 1},
+        },
     }
     model, conditioning = ["watch", 0], ["positive", 0]
     if "clip" in entries:
-        prompt["clip"] = {"class_type": "SafetyDirectionCLIP", "inputs": {"clip": ["encoder", 0], "aligned": ["align", 0], **how}}
+        prompt["clip"] = {
+            "class_type": "SafetyDirectionCLIP",
+            "inputs": {"clip": ["encoder", 0], "aligned": ["align", 0], **how},
+        }
         for side in ("positive", "negative"):
             prompt[side]["inputs"]["clip"] = ["clip", 0]
     if "apply" in entries:
-        inputs = {"conditioning": conditioning, "aligned": ["align", 0], "start_percent": 0.0, "end_percent": 1.0, **how}
+        inputs = {
+            "conditioning": conditioning,
+            "aligned": ["align", 0],
+            "start_percent": 0.0,
+            "end_percent": 1.0,
+            **how,
+        }
         prompt["apply"] = {"class_type": "SafetyDirectionApply", "inputs": inputs}
         conditioning = ["apply", 0]
     if "guard" in entries:
-        prompt["guard"] = {"class_type": "SafetyDirectionGuard", "inputs": {"model": model, "aligned": ["align", 0], **how, **guard}}
+        prompt["guard"] = {
+            "class_type": "SafetyDirectionGuard",
+            "inputs": {"model": model, "aligned": ["align", 0], **how, **guard},
+        }
         model = ["guard", 0]
     return prompt | sampling(sampler, model, conditioning, ["negative", 0], cfg)
 
@@ -63,12 +83,21 @@ def sampling(sampler, model, positive, negative, cfg):
             "DualCFGGuider": {"model": model, "cond1": positive, "cond2": negative, "negative": negative}
             | {"cfg_conds": cfg, "cfg_cond2_negative": cfg, "style": "regular"},
         }[sampler]
-        inputs = {"noise": ["noise", 0], "guider": ["guider", 0], "sampler": ["euler", 0], "sigmas": ["sigmas", 0], "latent_image": ["latent", 0]}
+        inputs = {
+            "noise": ["noise", 0],
+            "guider": ["guider", 0],
+            "sampler": ["euler", 0],
+            "sigmas": ["sigmas", 0],
+            "latent_image": ["latent", 0],
+        }
         nodes = {
             "guider": {"class_type": sampler, "inputs": guider},
             "noise": {"class_type": "RandomNoise", "inputs": {"noise_seed": 1}},
             "euler": {"class_type": "KSamplerSelect", "inputs": {"sampler_name": "euler"}},
-            "sigmas": {"class_type": "BasicScheduler", "inputs": {"model": model, "scheduler": "simple", "steps": 1, "denoise": 1.0}},
+            "sigmas": {
+                "class_type": "BasicScheduler",
+                "inputs": {"model": model, "scheduler": "simple", "steps": 1, "denoise": 1.0},
+            },
             "sample": {"class_type": "SamplerCustomAdvanced", "inputs": inputs},
         }
     decode = {"class_type": "VAEDecode", "inputs": {"samples": ["sample", 0], "vae": ["load", 1]}}
@@ -84,7 +113,11 @@ def seen(server, prompt):
 
 def _once(states):
     """Prompts of two lengths in one batch are repeated to a common length; undo it."""
-    return next(states[:n] for n in range(1, len(states) + 1) if len(states) % n == 0 and torch.equal(states[:n].repeat(len(states) // n, 1), states))
+    return next(
+        states[:n]
+        for n in range(1, len(states) + 1)
+        if len(states) % n == 0 and torch.equal(states[:n].repeat(len(states) // n, 1), states)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +170,11 @@ def test_side_both_steers_both(server, steered):
 @pytest.mark.parametrize("sampler", ["BasicGuider", "CFGGuider", "DualCFGGuider"])
 def test_the_guard_holds_under_every_guider(server, plain, steered, sampler):
     # DualCFGGuider's second conditioning is generated too; here it is the text of the negative one.
-    expected = {"BasicGuider": [steered[0]], "CFGGuider": [steered[0], plain[1]], "DualCFGGuider": [plain[1], steered[1], steered[0]]}[sampler]
+    expected = {
+        "BasicGuider": [steered[0]],
+        "CFGGuider": [steered[0], plain[1]],
+        "DualCFGGuider": [plain[1], steered[1], steered[0]],
+    }[sampler]
     assert all(map(torch.equal, seen(server, graph("guard", sampler=sampler)), expected))
 
 
@@ -160,7 +197,10 @@ def test_refuse_in_the_guard_counts_what_a_clip_already_steered(server):
 @pytest.mark.parametrize("mark", ["made up", "moved"])
 def test_a_forged_mark_does_not_switch_the_guard_off(server, steered, mark):
     prompt = graph("apply", "guard")
-    prompt["forge"] = {"class_type": "Tamper", "inputs": {"conditioning": ["positive", 0], "steered": ["apply", 0], "mark": mark}}
+    prompt["forge"] = {
+        "class_type": "Tamper",
+        "inputs": {"conditioning": ["positive", 0], "steered": ["apply", 0], "mark": mark},
+    }
     prompt["sample"]["inputs"]["positive"] = ["forge", 0]
     assert torch.equal(seen(server, prompt)[0], steered[0])
 
@@ -187,7 +227,9 @@ def test_the_clip_survives_clip_set_last_layer_and_leaves_the_original_alone(ser
 def test_a_guard_without_an_alignment_says_what_to_connect(server):
     prompt = graph("guard")
     del prompt["guard"]["inputs"]["aligned"]
-    with pytest.raises(GraphError, match="Safety Direction Guard: a conditioning that reaches the sampler carries no alignment"):
+    with pytest.raises(
+        GraphError, match="Safety Direction Guard: a conditioning that reaches the sampler carries no alignment"
+    ):
         server.queue(prompt)
     prompt = graph("clip", "guard")
     del prompt["guard"]["inputs"]["aligned"]

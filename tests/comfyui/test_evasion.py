@@ -30,7 +30,8 @@ ANCHORS = 300
 
 
 def behind(*chain, **more):
-    """The plain graph with nodes between the positive prompt and the sampler: (id, class, inputs), each given the one before as `conditioning`."""
+    """The plain graph with nodes between the positive prompt and the sampler: (id, class, inputs), each given the one
+    before as `conditioning`."""
     graph, last = base(**more), ["pos", 0]
     for name, kind, inputs in chain:
         graph[name] = node(kind, **{key: last if value is ... else value for key, value in inputs.items()})
@@ -59,18 +60,31 @@ def mixed():
     """What is steered as it is encoded and then changed, so that the Guard steers it anew."""
     graph = base(
         half=node("CLIPTextEncode", clip=["ckpt", 1], text="a nude man lying on a bed"),
-        mix=node("ConditioningAverage", conditioning_to=["pos", 0], conditioning_from=["half", 0], conditioning_to_strength=0.5),
+        mix=node(
+            "ConditioningAverage",
+            conditioning_to=["pos", 0],
+            conditioning_from=["half", 0],
+            conditioning_to_strength=0.5,
+        ),
     )
     return linked(graph, k__positive=["mix", 0])
 
 
 def own_alignment():
-    """The client steers for itself, by an alignment to an encoder in which no direction means anything, with the host's own settings."""
+    """The client steers for itself, by an alignment to an encoder in which no direction means anything, with the
+    host's own settings."""
     graph = mixed() | dict(
         d=node("SafetyDirectionLoad", direction=POLICY["direction"]),
         odd=node("ShuffledClip"),
         a=node("SafetyDirectionAlign", direction=["d", 0], clip=["odd", 0], method="svd"),
-        apply=node("SafetyDirectionApply", conditioning=["mix", 0], aligned=["a", 0], start_percent=0.0, end_percent=1.0, **SETTINGS),
+        apply=node(
+            "SafetyDirectionApply",
+            conditioning=["mix", 0],
+            aligned=["a", 0],
+            start_percent=0.0,
+            end_percent=1.0,
+            **SETTINGS,
+        ),
     )
     return linked(graph, k__positive=["apply", 0])
 
@@ -94,8 +108,18 @@ def forged_ids():
 
 
 def sampler_custom():
-    more = {"euler": node("KSamplerSelect", sampler_name="euler"), "sigmas": node("BasicScheduler", model=["ckpt", 0], scheduler="simple", steps=1, denoise=1.0)}
-    inputs = SIDES | {"add_noise": True, "noise_seed": 1, "cfg": 2.0, "sampler": ["euler", 0], "sigmas": ["sigmas", 0], "latent_image": ["latent", 0]}
+    more = {
+        "euler": node("KSamplerSelect", sampler_name="euler"),
+        "sigmas": node("BasicScheduler", model=["ckpt", 0], scheduler="simple", steps=1, denoise=1.0),
+    }
+    inputs = SIDES | {
+        "add_noise": True,
+        "noise_seed": 1,
+        "cfg": 2.0,
+        "sampler": ["euler", 0],
+        "sigmas": ["sigmas", 0],
+        "latent_image": ["latent", 0],
+    }
     return base(k=node("SamplerCustom", **inputs), **more)
 
 
@@ -119,7 +143,13 @@ def looking(**more):
 
 
 def unclip():
-    picture = node("unCLIPConditioning", conditioning=["pos", 0], clip_vision_output=["look", 0], strength=1.0, noise_augmentation=0.0)
+    picture = node(
+        "unCLIPConditioning",
+        conditioning=["pos", 0],
+        clip_vision_output=["look", 0],
+        strength=1.0,
+        noise_augmentation=0.0,
+    )
     graph = looking(un=node("TinyUnclipModel"), seen=node("WatchModel", model=["un", 0], name="?"), picture=picture)
     return linked(graph, k__positive=["picture", 0], k__model=["seen", 0])
 
@@ -131,7 +161,14 @@ def styled():
 
 
 def lora():
-    load = node("LoraLoader", model=["ckpt", 0], clip=["ckpt", 1], lora_name="random.safetensors", strength_model=1.0, strength_clip=1.0)
+    load = node(
+        "LoraLoader",
+        model=["ckpt", 0],
+        clip=["ckpt", 1],
+        lora_name="random.safetensors",
+        strength_model=1.0,
+        strength_clip=1.0,
+    )
     return linked(base(lora=load), pos__clip=["lora", 1], k__model=["lora", 0])
 
 
@@ -142,7 +179,9 @@ def hooked_lora():
 
 
 def from_a_file(sides=("positive",)):
-    return linked(base(file=node("LoadTrainingDataset", folder_name="kept")), **{f"k__{side}": ["file", 1] for side in sides})
+    return linked(
+        base(file=node("LoadTrainingDataset", folder_name="kept")), **{f"k__{side}": ["file", 1] for side in sides}
+    )
 
 
 def expanding(**given):
@@ -150,7 +189,14 @@ def expanding(**given):
     return {name: each for name, each in graph.items() if name not in ("pos", "neg", "latent")}
 
 
-PERPNEG = {"model": ["ckpt", 0], "positive": ["style", 0], "negative": ["neg", 0], "empty_conditioning": ["pos", 0], "cfg": 2.0, "neg_scale": 50.0}
+PERPNEG = {
+    "model": ["ckpt", 0],
+    "positive": ["style", 0],
+    "negative": ["neg", 0],
+    "empty_conditioning": ["pos", 0],
+    "cfg": 2.0,
+    "neg_scale": 50.0,
+}
 AVERAGE = {"conditioning_to": ..., "conditioning_from": ["other", 0], "conditioning_to_strength": 0.9}
 OTHER = {"other": node("CLIPTextEncode", clip=["ckpt", 1], text="a nude man lying on a bed")}
 NESTED = {"cond1": ["style", 0], "negative": ["pos", 0], "cfg_cond2_negative": 0.0}
@@ -190,7 +236,8 @@ WAYS = {
     "words beside a picture (style model)": (styled, "0"),
     "a heavy weight": (lambda: linked(base(), pos__text=f"({UNSAFE}:1.9)"), "0"),
     "a negative weight": (lambda: linked(base(), pos__text=f"a room ({UNSAFE}:-1.5)"), "0"),
-    "words past the token limit": (lambda: linked(base(), pos__text=f"{'a long quiet afternoon in the garden, ' * 90} {UNSAFE}"), "0"),
+    "words past the token limit": (lambda: linked(base(), pos__text=f"{'a long quiet afternoon in the garden, ' * 90} "
+        f"{UNSAFE}"), "0"),
     "zeroed out and mixed back": (
         lambda: behind(
             ("zero", "ConditioningZeroOut", {"conditioning": ...}),
@@ -201,10 +248,19 @@ WAYS = {
 }  # fmt: skip
 #: Only where the host decides, or the Guard is strict: else the artist's own patches are trusted with the negative prompt.
 STRICT = {
-    "CFGOverride to 0": (lambda: swapped(over=node("CFGOverride", model=0, cfg=0.0, start_percent=0.0, end_percent=1.0)), "1"),
+    "CFGOverride to 0": (
+        lambda: swapped(over=node("CFGOverride", model=0, cfg=0.0, start_percent=0.0, end_percent=1.0)),
+        "1",
+    ),
     "VideoLinearCFGGuidance from 0": (lambda: swapped(over=node("VideoLinearCFGGuidance", model=0, min_cfg=0.0)), "1"),
-    "FreSca of scale 0": (lambda: swapped(over=node("FreSca", model=0, scale_low=0.0, scale_high=0.0, freq_cutoff=20)), "1"),
-    "LatentApplyOperationCFG": (lambda: swapped(tone=TONE, over=node("LatentApplyOperationCFG", model=0, operation=["tone", 0])), "1"),
+    "FreSca of scale 0": (
+        lambda: swapped(over=node("FreSca", model=0, scale_low=0.0, scale_high=0.0, freq_cutoff=20)),
+        "1",
+    ),
+    "LatentApplyOperationCFG": (
+        lambda: swapped(tone=TONE, over=node("LatentApplyOperationCFG", model=0, operation=["tone", 0])),
+        "1",
+    ),
     "another pack's guider": (lambda: custom(node("OddGuider", model=["ckpt", 0], wanted=["pos", 0])), "0"),
 }
 #: What a client may try against host mode alone -> (its graph, an honest one that must come out alike).
@@ -237,7 +293,12 @@ def started(folder, **variables):
         (folder / name).mkdir(parents=True)
     files(folder)
     whole = directions.load("smollm2-135m-instruct")
-    few = replace(whole, anchor_states=whole.anchor_states[:ANCHORS], anchor_prompts=whole.anchor_prompts[:ANCHORS], token_scores=torch.empty(0))
+    few = replace(
+        whole,
+        anchor_states=whole.anchor_states[:ANCHORS],
+        anchor_prompts=whole.anchor_prompts[:ANCHORS],
+        token_scores=torch.empty(0),
+    )
     few.save(folder / "models" / "safety_directions" / "few.safetensors")
     with Server(packs=PACKS, base=folder, variables={"OMP_NUM_THREADS": "1", **variables}) as running:
         yield running
@@ -251,7 +312,10 @@ def files(folder):
         vectors = model.get_input_embeddings()(words["input_ids"])[0, 1:-1]
         states = model(**words).last_hidden_state
     save_file({"minilm": vectors.clone()}, folder / "models" / "embeddings" / "words.safetensors")
-    torch.save({"latents": [{"samples": torch.zeros(1, 3, 8, 8)}], "conditioning": [[[states.clone(), {}]]]}, folder / "datasets" / "kept" / "shard_0000.pkl")
+    torch.save(
+        {"latents": [{"samples": torch.zeros(1, 3, 8, 8)}], "conditioning": [[[states.clone(), {}]]]},
+        folder / "datasets" / "kept" / "shard_0000.pkl",
+    )
     (folder / "datasets" / "kept" / "metadata.json").write_text("{}")
     draw, tensors = torch.Generator().manual_seed(0), {}
     for layer in range(model.config.num_hidden_layers):
@@ -302,7 +366,12 @@ def guarded(graph, strict):
         "d": node("SafetyDirectionLoad", direction=POLICY["direction"]),
         "a": node("SafetyDirectionAlign", direction=["d", 0], clip=["ckpt", 1], method="svd"),
     }
-    users = [each for each in graph.values() if each["class_type"] in ("KSampler", "KSamplerAdvanced", "SamplerCustom") or each["class_type"].endswith("Guider")]
+    users = [
+        each
+        for each in graph.values()
+        if each["class_type"] in ("KSampler", "KSamplerAdvanced", "SamplerCustom")
+        or each["class_type"].endswith("Guider")
+    ]
     model = users[-1]["inputs"]["model"]
     graph["guard"] = node("SafetyDirectionGuard", model=model, aligned=["a", 0], strict=strict, **SETTINGS)
     for each in users:
@@ -314,7 +383,9 @@ def assert_caught(asked, got, sides):
     if got is None:
         return
     for side in sides:
-        assert asked[side].shape != got[side].shape or not torch.equal(asked[side], got[side]), f"side {side} got what was asked for"
+        assert asked[side].shape != got[side].shape or not torch.equal(asked[side], got[side]), (
+            f"side {side} got what was asked for"
+        )
 
 
 @pytest.mark.parametrize("name", [*WAYS, *STRICT])
@@ -348,20 +419,30 @@ def test_the_files_do_what_they_are_for(plain):
 
 
 def test_an_embedding_is_steered_as_its_words_are(host):
-    assert torch.equal(seen(host, FILES["embedding"](), "steered embedding")["0"], seen(host, base(), "steered words")["0"])
+    assert torch.equal(
+        seen(host, FILES["embedding"](), "steered embedding")["0"], seen(host, base(), "steered words")["0"]
+    )
 
 
 def test_conditioning_from_files_alone_is_refused(plain, host):
     graph = from_a_file(("positive", "negative"))
-    assert seen(plain, {name: each for name, each in graph.items() if name not in ("pos", "neg")}, "files alone, asked") is not None
+    assert (
+        seen(plain, {name: each for name, each in graph.items() if name not in ("pos", "neg")}, "files alone, asked")
+        is not None
+    )
     assert seen(host, {name: each for name, each in graph.items() if name not in ("pos", "neg")}, "files alone") is None
 
 
 def test_a_part_of_a_graph_is_steered_as_the_whole(plain, host):
-    graph = lambda: base(more=node("PreviewImage", images=["blank", 0]), blank=node("EmptyImage", width=8, height=8, batch_size=1, color=0))
+    graph = lambda: base(
+        more=node("PreviewImage", images=["blank", 0]),
+        blank=node("EmptyImage", width=8, height=8, batch_size=1, color=0),
+    )
     asked, expected = seen(plain, graph(), "whole, asked", targets=["out"]), seen(host, graph(), "whole")
     found = seen(host, graph(), "part", targets=["out"])
-    assert all(torch.equal(expected[side], found[side]) for side in expected) and not torch.equal(asked["0"], found["0"])
+    assert all(torch.equal(expected[side], found[side]) for side in expected) and not torch.equal(
+        asked["0"], found["0"]
+    )
 
 
 def test_a_node_that_expands_with_what_it_is_given_is_steered(plain, host):

@@ -86,7 +86,7 @@ def test_the_pack_and_nothing_else_is_installed(server: Server) -> None:
     assert server.base is not None
     installed = server.base / "custom_nodes"
     assert [entry.name for entry in installed.iterdir()] == [PACK]
-    assert (installed / PACK / "demo" / "comfyui.py").samefile(ROOT / "demo" / "comfyui.py")
+    assert (installed / PACK / "harness" / "server.py").samefile(ROOT / "harness" / "server.py")
     assert f"custom_nodes/{PACK}" in server.log_text()  # ComfyUI reports how long each pack took, or that it failed
 
 

@@ -32,7 +32,16 @@ def base(**more):
         "pos": node("CLIPTextEncode", clip=["ckpt", 1], text=UNSAFE),
         "neg": node("CLIPTextEncode", clip=["ckpt", 1], text=NEGATIVE),
         "latent": node("EmptyLatentImage", width=64, height=64, batch_size=1),
-        "k": node("KSampler", model=["ckpt", 0], positive=["pos", 0], negative=["neg", 0], latent_image=["latent", 0], **STEPS, denoise=1.0, seed=1),
+        "k": node(
+            "KSampler",
+            model=["ckpt", 0],
+            positive=["pos", 0],
+            negative=["neg", 0],
+            latent_image=["latent", 0],
+            **STEPS,
+            denoise=1.0,
+            seed=1,
+        ),
         "decode": node("VAEDecode", samples=["k", 0], vae=["ckpt", 2]),
         "out": node("PreviewImage", images=["decode", 0]),
     } | more
@@ -75,7 +84,14 @@ def custom(guider):
         noise=node("RandomNoise", noise_seed=1),
         euler=node("KSamplerSelect", sampler_name="euler"),
         sigmas=node("BasicScheduler", model=["ckpt", 0], scheduler="simple", steps=1, denoise=1.0),
-        k=node("SamplerCustomAdvanced", noise=["noise", 0], guider=["g", 0], sampler=["euler", 0], sigmas=["sigmas", 0], latent_image=["latent", 0]),
+        k=node(
+            "SamplerCustomAdvanced",
+            noise=["noise", 0],
+            guider=["g", 0],
+            sampler=["euler", 0],
+            sigmas=["sigmas", 0],
+            latent_image=["latent", 0],
+        ),
     )
     return graph
 
@@ -96,7 +112,9 @@ def own_nodes():
 
 
 def anything():
-    graph = base(x=node("Anything", value=["ckpt", 1]), y=node("Anything", value=["x", 0]), m=node("Anything", value=["ckpt", 0]))
+    graph = base(
+        x=node("Anything", value=["ckpt", 1]), y=node("Anything", value=["x", 0]), m=node("Anything", value=["ckpt", 0])
+    )
     return linked(graph, pos__clip=["y", 0], neg__clip=["x", 0], k__model=["m", 0])
 
 
@@ -107,8 +125,21 @@ def split():
     return linked(graph, pos__clip=["clip", 0], neg__clip=["clip", 0], decode__vae=["load", 1])
 
 
-DUAL = {"model": ["ckpt", 0], "cond1": ["pos", 0], "cond2": ["style", 0], "negative": ["neg", 0], "cfg_conds": 2.0, "cfg_cond2_negative": 2.0}
-ADVANCED = {"add_noise": "enable", "noise_seed": 1, "start_at_step": 0, "end_at_step": 9, "return_with_leftover_noise": "disable"}
+DUAL = {
+    "model": ["ckpt", 0],
+    "cond1": ["pos", 0],
+    "cond2": ["style", 0],
+    "negative": ["neg", 0],
+    "cfg_conds": 2.0,
+    "cfg_cond2_negative": 2.0,
+}
+ADVANCED = {
+    "add_noise": "enable",
+    "noise_seed": 1,
+    "start_at_step": 0,
+    "end_at_step": 9,
+    "return_with_leftover_noise": "disable",
+}
 SIDES = {"model": ["ckpt", 0], "positive": ["pos", 0], "negative": ["neg", 0]}
 GRAPHS = {
     "ComfyUI's basic_api_example": lambda: example("basic_api_example.py"),
@@ -190,11 +221,16 @@ def test_a_queued_graph_comes_out_steered_only_in_host_mode(plain, host, name):
     positive = 2 if name == "DualCFGGuider" else 0
     for side, (before, after) in enumerate(zip(asked, got)):
         assert before.shape == after.shape
-        assert torch.equal(before, after) == (side != positive), "the positive prompt is steered, a negative one keeps its force"
+        assert torch.equal(before, after) == (side != positive), (
+            "the positive prompt is steered, a negative one keeps its force"
+        )
 
 
 def test_all_graphs_are_steered_alike(host):
-    steered = [run(host, GRAPHS[name]())[0] for name in ("KSamplerAdvanced", "CFGGuider", "split loaders", "the pack's own nodes", "anything goes")]
+    steered = [
+        run(host, GRAPHS[name]())[0]
+        for name in ("KSamplerAdvanced", "CFGGuider", "split loaders", "the pack's own nodes", "anything goes")
+    ]
     assert all(torch.equal(steered[0], other) for other in steered[1:])
 
 
@@ -202,7 +238,12 @@ def test_what_is_mixed_after_encoding_is_steered_again(plain, host):
     mixed = lambda: linked(
         base(
             other=node("CLIPTextEncode", clip=["ckpt", 1], text="a nude man lying on a bed"),
-            mix=node("ConditioningAverage", conditioning_to=["pos", 0], conditioning_from=["other", 0], conditioning_to_strength=0.5),
+            mix=node(
+                "ConditioningAverage",
+                conditioning_to=["pos", 0],
+                conditioning_from=["other", 0],
+                conditioning_to_strength=0.5,
+            ),
         ),
         k__positive=["mix", 0],
     )

@@ -36,7 +36,9 @@ def said(result) -> list[str]:
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -47,21 +49,39 @@ def from_git(repository, tmp_path_factory):
     environment = replace(find(), comfyui=base)
     address = f"file://localhost{urllib.parse.quote(repository.as_posix())}"
     variables = {"COMFYUI_PATH": str(base), "PYTHONUTF8": "1"}
-    transcript = run(sys.executable, "-m", "cm_cli", "install", address, "--mode", "local", "--exit-on-fail", cwd=base, variables=variables)
+    transcript = run(
+        sys.executable,
+        "-m",
+        "cm_cli",
+        "install",
+        address,
+        "--mode",
+        "local",
+        "--exit-on-fail",
+        cwd=base,
+        variables=variables,
+    )
     pack = base / "custom_nodes" / PACK
     with Server(environment=environment, base=base, packs={PACK: pack}) as server:
         during, result = server.object_info(), demo(server)
     shutil.rmtree(pack)
     with Server(environment=environment, base=base, packs={}) as server:
         after, log = server.object_info(), server.log_text()
-    return SimpleNamespace(environment=environment, base=base, transcript=transcript, during=during, result=result, after=after, log=log)
+    return SimpleNamespace(
+        environment=environment, base=base, transcript=transcript, during=during, result=result, after=after, log=log
+    )
 
 
 @pytest.fixture(scope="module")
 def awkward(archive, from_git, tmp_path_factory):
-    """The archive unpacked twice beside another pack, once under an awkward name and read-only; in host mode, without optional extras."""
+    """The archive unpacked twice beside another pack, once under an awkward name and read-only; in host mode, without
+    optional extras."""
     base, environment = from_git.base, from_git.environment
-    packs = {PACK: base / "custom_nodes" / PACK, AWKWARD: base / "custom_nodes" / AWKWARD, "neighbour": ROOT / "tests" / "comfyui" / "neighbour"}
+    packs = {
+        PACK: base / "custom_nodes" / PACK,
+        AWKWARD: base / "custom_nodes" / AWKWARD,
+        "neighbour": ROOT / "tests" / "comfyui" / "neighbour",
+    }
     for name in (PACK, AWKWARD):
         with zipfile.ZipFile(archive) as content:
             content.extractall(packs[name])
@@ -71,9 +91,20 @@ def awkward(archive, from_git, tmp_path_factory):
     policy.write_text(json.dumps(POLICY | {"log": str(base / "safety.log")}), encoding="utf-8")
     before = tree(packs[AWKWARD])
     path = os.pathsep.join(map(str, (ROOT / "tests" / "without_extras", *find().pythonpath)))
-    with Server(environment=environment, base=base, packs=packs, variables={"SAFETY_DIRECTION_POLICY": str(policy), "PYTHONPATH": path}) as server:
+    with Server(
+        environment=environment,
+        base=base,
+        packs=packs,
+        variables={"SAFETY_DIRECTION_POLICY": str(policy), "PYTHONPATH": path},
+    ) as server:
         modules = {
-            name: json.loads("".join(server.queue({"1": {"class_type": "ModulesOf", "inputs": {"folder": os.path.join("custom_nodes", name, "")}}}).outputs["1"]["text"]))
+            name: json.loads(
+                "".join(
+                    server.queue(
+                        {"1": {"class_type": "ModulesOf", "inputs": {"folder": os.path.join("custom_nodes", name, "")}}}
+                    ).outputs["1"]["text"]
+                )
+            )
             for name in (PACK, AWKWARD)
         }
         # Under AWKWARD nothing is served: aiohttp compares the decoded path with the quoted folder name, whatever pack it is.
@@ -104,7 +135,11 @@ def test_deleting_it_leaves_comfyui_as_it_was(from_git):
     here = map(str, (from_git.base, find().comfyui, *find().pythonpath, sys.prefix))
     log = functools.reduce(lambda text, path: text.replace(path, ""), here, from_git.log)
     assert "safety" not in log.lower()
-    left = {path.parent.relative_to(from_git.base).as_posix() for path in from_git.base.rglob("*safety*") if path.parent != from_git.base}
+    left = {
+        path.parent.relative_to(from_git.base).as_posix()
+        for path in from_git.base.rglob("*safety*")
+        if path.parent != from_git.base
+    }
     assert left <= {"user"}, "alignments stay in user/safety_directions, as the README says; nothing else does"
 
 
@@ -121,7 +156,13 @@ def test_in_host_mode_two_copies_route_a_graph_once(awkward):
 
 def test_no_module_of_the_pack_takes_a_name_on_the_import_path(awkward):
     for names in awkward.modules.values():
-        assert len(names) > 20 and not {name.partition(".")[0] for name in names} & {"directions", "nodes", "web", "align", "files"}
+        assert len(names) > 20 and not {name.partition(".")[0] for name in names} & {
+            "directions",
+            "nodes",
+            "web",
+            "align",
+            "files",
+        }
 
 
 def test_a_read_only_folder_with_spaces_and_other_letters_is_never_written(awkward):

@@ -17,7 +17,10 @@ def graph(colours=(RED, GREEN), reference=(), **inputs):
     def batch(colours, name):
         last = None
         for i, colour in enumerate(colours):
-            nodes[f"{name}{i}"] = {"class_type": "EmptyImage", "inputs": {"width": 40, "height": 32, "batch_size": 1, "color": colour}}
+            nodes[f"{name}{i}"] = {
+                "class_type": "EmptyImage",
+                "inputs": {"width": 40, "height": 32, "batch_size": 1, "color": colour},
+            }
             nodes[f"{name}b{i}"] = {"class_type": "ImageBatch", "inputs": {"image1": last, "image2": [f"{name}{i}", 0]}}
             last = [f"{name}b{i}", 0] if last else [f"{name}{i}", 0]
         return last
@@ -40,7 +43,9 @@ def test_a_verdict_for_each_picture_and_for_the_batch(tiny):
 
 
 def test_nudenet_judges_too(tiny):
-    assert said(tiny, graph((RED, GREEN), judge="nudenet")).startswith("nudenet: unsafe 0.000 of the pictures (95% interval 0.000 to 0.658), above 0.6")
+    assert said(tiny, graph((RED, GREEN), judge="nudenet")).startswith(
+        "nudenet: unsafe 0.000 of the pictures (95% interval 0.000 to 0.658), above 0.6"
+    )
 
 
 def test_distances_to_a_reference_batch_with_the_classifiers_own_features(tiny):
@@ -66,7 +71,10 @@ def test_a_clip_gives_the_score_and_the_features(tiny):
     ("broken", "message"),
     [
         (graph(judge="../../other.onnx"), "there is no judge '../../other.onnx'"),
-        (graph(reference=(RED, GREEN), judge="nudenet"), "nudenet gives no features for FID and CMMD: connect a clip_vision"),
+        (
+            graph(reference=(RED, GREEN), judge="nudenet"),
+            "nudenet gives no features for FID and CMMD: connect a clip_vision",
+        ),
         (graph((RED,), reference=(RED, GREEN)), "two pictures or more on both sides"),
         (with_clip(graph(), text_width=16), "not two halves of one CLIP: their embeddings are 16 and 384 wide"),
         (with_clip(graph(), text_width=0), "this text encoder has none"),

@@ -17,15 +17,39 @@ UNSAFE = ["a nude woman lying on a bed", "a naked couple having sex"]
 
 
 def graph(prompt="a red bicycle", mode="gate", alpha=5.0, budget=0.01, **changes):
-    apply = {"conditioning": ["4", 0], "aligned": ["3", 0], "mode": mode, "alpha": alpha, "budget": budget, "categories": "", "start_percent": 0.0, "end_percent": 1.0}
+    apply = {
+        "conditioning": ["4", 0],
+        "aligned": ["3", 0],
+        "mode": mode,
+        "alpha": alpha,
+        "budget": budget,
+        "categories": "",
+        "start_percent": 0.0,
+        "end_percent": 1.0,
+    }
     return {
         "1": {"class_type": "SafetyDirectionSmallEncoder", "inputs": {}},
         "2": {"class_type": "SafetyDirectionLoad", "inputs": {"direction": "smollm2-135m-instruct"}},
-        "3": {"class_type": "SafetyDirectionAlign", "inputs": {"direction": ["2", 0], "clip": ["1", 0], "method": "auto"}},
+        "3": {
+            "class_type": "SafetyDirectionAlign",
+            "inputs": {"direction": ["2", 0], "clip": ["1", 0], "method": "auto"},
+        },
         "4": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 0], "text": prompt}},
         "5": {"class_type": "SafetyDirectionApply", "inputs": apply | changes},
-        "6": {"class_type": "SafetyDirectionInspect", "inputs": {"conditioning": ["4", 0], "aligned": ["3", 0], "budget": budget, "clip": ["1", 0], "prompt": prompt}},
-        "7": {"class_type": "SafetyDirectionInspect", "inputs": {"conditioning": ["5", 0], "aligned": ["3", 0], "budget": budget}},
+        "6": {
+            "class_type": "SafetyDirectionInspect",
+            "inputs": {
+                "conditioning": ["4", 0],
+                "aligned": ["3", 0],
+                "budget": budget,
+                "clip": ["1", 0],
+                "prompt": prompt,
+            },
+        },
+        "7": {
+            "class_type": "SafetyDirectionInspect",
+            "inputs": {"conditioning": ["5", 0], "aligned": ["3", 0], "budget": budget},
+        },
         "8": {"class_type": "PreviewImage", "inputs": {"images": ["6", 0]}},
     }
 
@@ -75,7 +99,10 @@ def test_add_moves_the_score_with_alpha(server):
 def test_conditioning_is_steered_only_once(server):
     twice = graph(UNSAFE[0], mode="add")
     twice["9"] = {"class_type": "SafetyDirectionApply", "inputs": twice["5"]["inputs"] | {"conditioning": ["5", 0]}}
-    twice["10"] = {"class_type": "SafetyDirectionInspect", "inputs": {"conditioning": ["9", 0], "aligned": ["3", 0], "budget": 0.01}}
+    twice["10"] = {
+        "class_type": "SafetyDirectionInspect",
+        "inputs": {"conditioning": ["9", 0], "aligned": ["3", 0], "budget": 0.01},
+    }
     result = server.queue(twice)
     assert reading(result, "10")[0] == reading(result, "7")[0]
 

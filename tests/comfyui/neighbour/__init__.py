@@ -15,11 +15,15 @@ class ModulesOf(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(node_id="ModulesOf", category="testing", inputs=[io.String.Input("folder")], is_output_node=True)
+        return io.Schema(
+            node_id="ModulesOf", category="testing", inputs=[io.String.Input("folder")], is_output_node=True
+        )
 
     @classmethod
     def execute(cls, folder) -> io.NodeOutput:
-        names = [name for name, module in list(sys.modules.items()) if folder in (getattr(module, "__file__", None) or "")]
+        names = [
+            name for name, module in list(sys.modules.items()) if folder in (getattr(module, "__file__", None) or "")
+        ]
         return io.NodeOutput(ui=ui.PreviewText(json.dumps(names)))
 
 

@@ -15,7 +15,9 @@ sys.path.append(str(Path(__file__).resolve().parents[3]))
 class TinyImageModel(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(node_id="TinyImageModel", category="testing", inputs=[], outputs=[io.Model.Output(), io.Vae.Output()])
+        return io.Schema(
+            node_id="TinyImageModel", category="testing", inputs=[], outputs=[io.Model.Output(), io.Vae.Output()]
+        )
 
     @classmethod
     def execute(cls) -> io.NodeOutput:
@@ -29,7 +31,9 @@ def patcher(make: Callable[[Any], Any], **more: Any) -> Any:
     from miniature import comfy_model
 
     torch.manual_seed(0)
-    config = comfy_model.MiniatureConfig({k: list(v) if isinstance(v, list) else v for k, v in comfy_model.UNET_CONFIG.items()} | more)
+    config = comfy_model.MiniatureConfig(
+        {k: list(v) if isinstance(v, list) else v for k, v in comfy_model.UNET_CONFIG.items()} | more
+    )
     config.set_inference_dtype(torch.float32, None)
     model = make(config)
     with torch.no_grad():
@@ -51,7 +55,13 @@ class TinyUnclipModel(io.ComfyNode):
         from comfy.model_base import SD21UNCLIP, ModelType
 
         noise = {"noise_schedule_config": {"timesteps": 1000}, "timestep_dim": 32}
-        return io.NodeOutput(patcher(lambda config: SD21UNCLIP(config, noise, ModelType.FLOW, device="cpu"), num_classes="sequential", adm_in_channels=64))
+        return io.NodeOutput(
+            patcher(
+                lambda config: SD21UNCLIP(config, noise, ModelType.FLOW, device="cpu"),
+                num_classes="sequential",
+                adm_in_channels=64,
+            )
+        )
 
 
 class TinyStyleModel(io.ComfyNode):
@@ -73,15 +83,32 @@ class TinyStyleModel(io.ComfyNode):
 class TinyClipVision(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(node_id="TinyClipVision", category="testing", inputs=[io.Int.Input("width")], outputs=[io.ClipVision.Output()])
+        return io.Schema(
+            node_id="TinyClipVision",
+            category="testing",
+            inputs=[io.Int.Input("width")],
+            outputs=[io.ClipVision.Output()],
+        )
 
     @classmethod
     def execute(cls, width) -> io.NodeOutput:
         from comfy.clip_vision import ClipVisionModel
 
         torch.manual_seed(0)
-        layers = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "hidden_act": "quick_gelu"}
-        layers |= {"num_channels": 3, "image_size": 32, "patch_size": 8, "projection_dim": width, "model_type": "clip_vision_model"}
+        layers = {
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "hidden_act": "quick_gelu",
+        }
+        layers |= {
+            "num_channels": 3,
+            "image_size": 32,
+            "patch_size": 8,
+            "projection_dim": width,
+            "model_type": "clip_vision_model",
+        }
         with tempfile.TemporaryDirectory() as folder:  # older versions of ComfyUI take a file only
             config = Path(folder) / "config.json"
             config.write_text(json.dumps(layers), encoding="utf-8")
@@ -108,7 +135,9 @@ class PooledOnly:
 class TinyClip(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(node_id="TinyClip", category="testing", inputs=[io.Int.Input("width")], outputs=[io.Clip.Output()])
+        return io.Schema(
+            node_id="TinyClip", category="testing", inputs=[io.Int.Input("width")], outputs=[io.Clip.Output()]
+        )
 
     @classmethod
     def execute(cls, width) -> io.NodeOutput:
@@ -118,7 +147,9 @@ class TinyClip(io.ComfyNode):
 class Failing(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(node_id="Failing", category="testing", inputs=[io.Image.Input("image")], outputs=[io.Image.Output()])
+        return io.Schema(
+            node_id="Failing", category="testing", inputs=[io.Image.Input("image")], outputs=[io.Image.Output()]
+        )
 
     @classmethod
     def execute(cls, image) -> io.NodeOutput:

@@ -8,11 +8,17 @@ from safetensors.torch import save_file
 
 
 class WatchModel(io.ComfyNode):
-    """Writes output/<name>.safetensors, the cross-attention states that the model is first called with, by side; of the first side also `y`."""
+    """Writes output/<name>.safetensors, the cross-attention states that the model is first called with, by side; of
+    the first side also `y`."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(node_id="WatchModel", category="testing", inputs=[io.Model.Input("model"), io.String.Input("name")], outputs=[io.Model.Output()])
+        return io.Schema(
+            node_id="WatchModel",
+            category="testing",
+            inputs=[io.Model.Input("model"), io.String.Input("name")],
+            outputs=[io.Model.Output()],
+        )
 
     @classmethod
     def execute(cls, model, name) -> io.NodeOutput:
@@ -26,9 +32,17 @@ class WatchModel(io.ComfyNode):
                 if str(side) not in seen:
                     seen[str(side)] = rows.float().contiguous().clone()
                     if "crossattn_controlnet" in options["c"]:
-                        seen["controlnet"] = options["c"]["crossattn_controlnet"].chunk(len(options["cond_or_uncond"]))[0].float().contiguous().clone()
+                        seen["controlnet"] = (
+                            options["c"]["crossattn_controlnet"]
+                            .chunk(len(options["cond_or_uncond"]))[0]
+                            .float()
+                            .contiguous()
+                            .clone()
+                        )
                     if "y" in options["c"]:
-                        seen.setdefault("y", options["c"]["y"].chunk(len(options["cond_or_uncond"]))[0].float().contiguous().clone())
+                        seen.setdefault(
+                            "y", options["c"]["y"].chunk(len(options["cond_or_uncond"]))[0].float().contiguous().clone()
+                        )
                     save_file(seen, path)
             return apply_model(options["input"], options["timestep"], **options["c"])
 
@@ -43,7 +57,9 @@ class TinyCheckpoint(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         outputs = [io.Model.Output(), io.Clip.Output(), io.Vae.Output()]
-        return io.Schema(node_id="TinyCheckpoint", category="testing", inputs=[io.String.Input("name")], outputs=outputs)
+        return io.Schema(
+            node_id="TinyCheckpoint", category="testing", inputs=[io.String.Input("name")], outputs=outputs
+        )
 
     @classmethod
     def execute(cls, name) -> io.NodeOutput:
@@ -59,7 +75,9 @@ class Anything(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(node_id="Anything", category="testing", inputs=[io.AnyType.Input("value")], outputs=[io.AnyType.Output()])
+        return io.Schema(
+            node_id="Anything", category="testing", inputs=[io.AnyType.Input("value")], outputs=[io.AnyType.Output()]
+        )
 
     @classmethod
     def execute(cls, value) -> io.NodeOutput:
@@ -72,7 +90,12 @@ class Tamper(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         inputs = [io.Conditioning.Input("conditioning"), io.Conditioning.Input("steered")]
-        return io.Schema(node_id="Tamper", category="testing", inputs=[*inputs, io.Combo.Input("mark", options=["made up", "moved"])], outputs=[io.Conditioning.Output()])
+        return io.Schema(
+            node_id="Tamper",
+            category="testing",
+            inputs=[*inputs, io.Combo.Input("mark", options=["made up", "moved"])],
+            outputs=[io.Conditioning.Output()],
+        )
 
     @classmethod
     def execute(cls, conditioning, steered, mark) -> io.NodeOutput:
@@ -99,7 +122,9 @@ class ShuffledClip(io.ComfyNode):
         with torch.no_grad():
             for weights in clip.cond_stage_model.parameters():
                 if weights.dim() == 2:
-                    weights.copy_(weights.flatten()[torch.randperm(weights.numel(), generator=draw)].reshape(weights.shape))
+                    weights.copy_(
+                        weights.flatten()[torch.randperm(weights.numel(), generator=draw)].reshape(weights.shape)
+                    )
         return io.NodeOutput(clip)
 
 
@@ -117,7 +142,9 @@ class OddGuider(io.ComfyNode):
 
         class Odd(comfy.samplers.CFGGuider):
             def predict_noise(self, x, timestep, model_options={}, seed=None):
-                return comfy.samplers.calc_cond_batch(self.inner_model, [self.conds["negative"]], x, timestep, model_options)[0]
+                return comfy.samplers.calc_cond_batch(
+                    self.inner_model, [self.conds["negative"]], x, timestep, model_options
+                )[0]
 
         guider = Odd(model)
         guider.inner_set_conds({"negative": wanted})
@@ -129,11 +156,21 @@ class Unmasked(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(node_id="Unmasked", category="testing", inputs=[io.Conditioning.Input("conditioning")], outputs=[io.Conditioning.Output()])
+        return io.Schema(
+            node_id="Unmasked",
+            category="testing",
+            inputs=[io.Conditioning.Input("conditioning")],
+            outputs=[io.Conditioning.Output()],
+        )
 
     @classmethod
     def execute(cls, conditioning) -> io.NodeOutput:
-        return io.NodeOutput([[cond, {name: value for name, value in extras.items() if name != "attention_mask"}] for cond, extras in conditioning])
+        return io.NodeOutput(
+            [
+                [cond, {name: value for name, value in extras.items() if name != "attention_mask"}]
+                for cond, extras in conditioning
+            ]
+        )
 
 
 class Expanding(io.ComfyNode):
@@ -141,8 +178,15 @@ class Expanding(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        inputs = [io.String.Input("text"), io.String.Input("name"), io.Model.Input("model", optional=True), io.Clip.Input("clip", optional=True)]
-        return io.Schema(node_id="Expanding", category="testing", inputs=inputs, outputs=[io.Latent.Output()], enable_expand=True)
+        inputs = [
+            io.String.Input("text"),
+            io.String.Input("name"),
+            io.Model.Input("model", optional=True),
+            io.Clip.Input("clip", optional=True),
+        ]
+        return io.Schema(
+            node_id="Expanding", category="testing", inputs=inputs, outputs=[io.Latent.Output()], enable_expand=True
+        )
 
     @classmethod
     def execute(cls, text, name, model=None, clip=None) -> io.NodeOutput:
@@ -155,7 +199,9 @@ class Expanding(io.ComfyNode):
         words = graph.node("CLIPTextEncode", clip=clip, text=text)
         latent = graph.node("EmptyLatentImage", width=64, height=64, batch_size=1)
         steps = {"steps": 1, "cfg": 2.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0, "seed": 1}
-        drawn = graph.node("KSampler", model=model, positive=words.out(0), negative=words.out(0), latent_image=latent.out(0), **steps)
+        drawn = graph.node(
+            "KSampler", model=model, positive=words.out(0), negative=words.out(0), latent_image=latent.out(0), **steps
+        )
         return io.NodeOutput(drawn.out(0), expand=graph.finalize())
 
 

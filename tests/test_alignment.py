@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import directions
-from directions.encoder import PROBE_PROMPT, AlignedEncoder, Place
+from directions.alignment import PROBE_PROMPT, Alignment
+from directions.place import Place
 from miniature.encoder import Encoder
 
 gguf = pytest.importorskip("gguf", reason="needs the package gguf, whose rounding is tested")
@@ -28,7 +29,9 @@ def rounded(encoder, how):
 def block(kind):
     """Through one of GGUF's block formats."""
     quant = gguf.GGMLQuantizationType[kind]
-    return lambda weights: torch.from_numpy(gguf.quants.dequantize(gguf.quants.quantize(weights.numpy().astype(np.float32), quant), quant))
+    return lambda weights: torch.from_numpy(
+        gguf.quants.dequantize(gguf.quants.quantize(weights.numpy().astype(np.float32), quant), quant)
+    )
 
 
 def low_rank(strength):
@@ -36,7 +39,9 @@ def low_rank(strength):
 
     def change(weights):
         generator = torch.Generator().manual_seed(weights.shape[0])
-        delta = torch.randn(len(weights), 8, generator=generator) @ torch.randn(8, weights.shape[1], generator=generator)
+        delta = torch.randn(len(weights), 8, generator=generator) @ torch.randn(
+            8, weights.shape[1], generator=generator
+        )
         return weights + strength * delta * weights.norm() / delta.norm()
 
     return change
@@ -57,7 +62,8 @@ def aligned(minilm):
     whole = directions.load("smollm2-135m-instruct")
     few = replace(whole, anchor_states=whole.anchor_states[:300], anchor_prompts=whole.anchor_prompts[:300])
     states = [minilm([prompt])[0][0, 1:-1] for prompt in few.anchor_prompts]
-    return AlignedEncoder(slots={"cond": directions.align(few, states, "ridge")}, places={"cond": Place("cond", ("minilm",), 384, 384)}, probes=probe(minilm))
+    slot = directions.align(few, states, "ridge").slot
+    return Alignment({"cond": replace(slot, place=Place("cond", ("minilm",), 384, 384), probe=probe(minilm)["cond"])})
 
 
 @pytest.mark.parametrize("precision", ["float16", "bfloat16", "float8_e4m3fn", "float8_e5m2", "Q8_0"])

@@ -39,7 +39,7 @@ def font_for(text: str, size: int) -> ImageFont.FreeTypeFont | None:
     return None
 
 
-def plain(size: int) -> ImageFont.FreeTypeFont:
+def default_font(size: int) -> ImageFont.FreeTypeFont:
     """Pillow's own, for Latin labels; `size` in pixels."""
     font = _open("", size)
     assert font is not None

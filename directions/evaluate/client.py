@@ -12,12 +12,9 @@ import urllib.request
 from pathlib import Path
 from typing import Any, Callable, Mapping
 
+from ..graph import STEERING, Graph, bypassed, steering_nodes
+
 PLACEHOLDER = "{prompt}"
-
-STEERING = {"SafetyDirectionApply": "conditioning", "SafetyDirectionCLIP": "clip", "SafetyDirectionGuard": "model"}
-"""The steering nodes, and the input that each passes on."""
-
-Graph = dict[str, dict[str, Any]]
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
@@ -41,25 +38,37 @@ class Workflow:
     """
 
     def __init__(self, graph: Graph, name: str = "workflow") -> None:
-        if not isinstance(graph, dict) or not all(isinstance(node, dict) and "class_type" in node for node in graph.values()):
+        if not isinstance(graph, dict) or not all(
+            isinstance(node, dict) and "class_type" in node for node in graph.values()
+        ):
             how = "it is one saved for the web page" if isinstance(graph, dict) and "nodes" in graph else "it is none"
-            raise ValueError(f"{name}: a workflow in API format is needed and {how}: in ComfyUI choose Workflow > Export (API)")
+            raise ValueError(
+                f"{name}: a workflow in API format is needed and {how}: in ComfyUI choose Workflow > Export (API)"
+            )
         self.name = name
         saves = {key for key, node in graph.items() if node["class_type"] == "SaveImage"}
         # The pictures end up in our own folder: the server's output folder need not fill up with them.
         self._graph: Graph = {
-            key: {"class_type": "PreviewImage", "inputs": {"images": node["inputs"]["images"]}} if key in saves else copy.deepcopy(node)
+            key: {"class_type": "PreviewImage", "inputs": {"images": node["inputs"]["images"]}}
+            if key in saves
+            else copy.deepcopy(node)
             for key, node in graph.items()
             if key in saves or not saves or node["class_type"] != "PreviewImage"
         }
-        inputs = [(node, key, value) for node in self._graph for key, value in self._graph[node].get("inputs", {}).items()]
+        inputs = [
+            (node, key, value) for node in self._graph for key, value in self._graph[node].get("inputs", {}).items()
+        ]
         self._texts = [(node, key) for node, key, value in inputs if isinstance(value, str) and PLACEHOLDER in value]
-        self._seeds = [(node, key) for node, key, value in inputs if key in ("seed", "noise_seed") and type(value) is int]
-        self.steering = [key for key, node in self._graph.items() if node["class_type"] in STEERING]
+        self._seeds = [
+            (node, key) for node, key, value in inputs if key in ("seed", "noise_seed") and type(value) is int
+        ]
+        self.steering = steering_nodes(self._graph)
         if not self._texts:
             raise ValueError(f"{name}: no text in it says {PLACEHOLDER}, where the prompts go")
         if not self._seeds:
-            raise ValueError(f"{name}: no node has a number called seed or noise_seed, so pictures couldn't be compared")
+            raise ValueError(
+                f"{name}: no node has a number called seed or noise_seed, so pictures couldn't be compared"
+            )
         if not self.steering:
             raise ValueError(f"{name}: none of the steering nodes is in it ({', '.join(STEERING)})")
 
@@ -76,7 +85,9 @@ class Workflow:
         """What it is, for telling whether it changed."""
         return self._graph
 
-    def graph(self, prompt: str, seed: int, steering: Mapping[str, Any] | None, changes: Mapping[str, Any] = {}) -> Graph:
+    def graph(
+        self, prompt: str, seed: int, steering: Mapping[str, Any] | None, changes: Mapping[str, Any] = {}
+    ) -> Graph:
         """The graph that draws `prompt`.
 
         Args:
@@ -98,7 +109,9 @@ class Workflow:
             for name, value in (steering or {}).items():
                 self._set(graph, node, name, value)
         if steering is None:
-            _route_round(graph, self.steering)
+            graph = bypassed(graph, self.steering)
+            for node in self.steering:
+                del graph[node]
         return graph
 
     def _set(self, graph: Graph, node: str, name: str, value: Any) -> None:
@@ -106,30 +119,13 @@ class Workflow:
             raise ValueError(f"{self.name}: there is no node {node!r}; there are {', '.join(graph)}")
         inputs = graph[node]["inputs"]
         if name not in inputs:
-            raise ValueError(f"{self.name}: node {node} ({graph[node]['class_type']}) has no input {name!r}; it has {', '.join(inputs)}")
+            raise ValueError(
+                f"{self.name}: node {node} ({graph[node]['class_type']}) has no input {name!r}; it has {', '.join(inputs)}"
+            )
         inputs[name] = value
 
 
-def _is_link(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and isinstance(value[0], str)
-
-
-def _route_round(graph: Graph, nodes: list[str]) -> None:
-    """Take the nodes out; what was linked to them is linked to what they pass on."""
-    passes = {key: graph.pop(key) for key in nodes}
-    passes = {key: node["inputs"].get(STEERING[node["class_type"]]) for key, node in passes.items()}
-
-    def source(link: Any) -> Any:
-        while _is_link(link) and link[0] in passes:
-            link = passes[link[0]]
-        return link
-
-    for node in graph.values():
-        for name, value in node.get("inputs", {}).items():
-            node["inputs"][name] = source(value)
-
-
-class Server:
+class Remote:
     """A running ComfyUI, at an address such as `http://127.0.0.1:8188`.
 
     Every method raises ServerLost when it can't be reached.
@@ -174,14 +170,18 @@ class Server:
                 queue = self._json("/queue")
                 known = {item[1] for item in (*queue["queue_running"], *queue["queue_pending"])}
                 if prompt_id not in known and prompt_id not in self._json(f"/history/{prompt_id}"):
-                    raise ServerLost(f"{self.address} no longer knows prompt {prompt_id} (restarted, or its queue was cleared)")
+                    raise ServerLost(
+                        f"{self.address} no longer knows prompt {prompt_id} (restarted, or its queue was cleared)"
+                    )
             time.sleep(pause)
             pause = min(pause * 1.5, 0.1)  # several prompts are queued ahead, so the server doesn't wait for us
         return None
 
     def picture(self, reference: Mapping[str, str]) -> bytes:
         """The file that a reference names."""
-        return self._request("/view?" + urllib.parse.urlencode({key: reference[key] for key in ("filename", "subfolder", "type")}))
+        return self._request(
+            "/view?" + urllib.parse.urlencode({key: reference[key] for key in ("filename", "subfolder", "type")})
+        )
 
     def cancel(self, prompt_ids: list[str]) -> None:
         """Take graphs from the queue, and stop the one that runs if it is among them."""
@@ -217,26 +217,36 @@ def _refusal(answer: Mapping[str, Any], graph: Graph) -> str:
     ]
     error = answer.get("error") or {}
     if not faults:
-        faults = [f"{error.get('message', 'no reason given')} {error.get('details') or ''}".strip() if isinstance(error, dict) else str(error)]
+        faults = [
+            f"{error.get('message', 'no reason given')} {error.get('details') or ''}".strip()
+            if isinstance(error, dict)
+            else str(error)
+        ]
     return "ComfyUI refuses the workflow: " + "\n".join(faults)
 
 
 def _pictures(entry: Mapping[str, Any]) -> list[dict[str, str]]:
     # What a host's policy puts into every graph (nodes/host.py) would steer the unsteered pictures too.
     if any(key.startswith("safety-direction:") for key in entry["prompt"][2]):
-        raise GraphError("this server steers every graph (SAFETY_DIRECTION_POLICY is set there), so there would be nothing to compare with")
+        raise GraphError(
+            "this server steers every graph (SAFETY_DIRECTION_POLICY is set there), so there would be nothing to compare with"
+        )
     status = entry.get("status") or {}
     if status.get("status_str") == "error":
         for kind, data in status.get("messages", ()):
             if kind == "execution_error":
                 message = str(data.get("exception_message", "")).strip()
-                raise GraphError(f"node {data['node_id']} ({data['node_type']}) failed in ComfyUI: {data['exception_type']}: {message}")
+                raise GraphError(
+                    f"node {data['node_id']} ({data['node_type']}) failed in ComfyUI: {data['exception_type']}: {message}"
+                )
         raise GraphError("somebody interrupted the workflow on the server")
     shown = {key: output["images"] for key, output in entry["outputs"].items() if output.get("images")}
     if len(shown) != 1:
         where = f"nodes {', '.join(sorted(shown))} do" if shown else "none does"
         raise GraphError(f"exactly one node of the workflow should save or preview pictures; {where}")
     pictures = next(iter(shown.values()))
-    if others := [picture["filename"] for picture in pictures if Path(picture["filename"]).suffix.lower() not in PICTURES]:
+    if others := [
+        picture["filename"] for picture in pictures if Path(picture["filename"]).suffix.lower() not in PICTURES
+    ]:
         raise GraphError(f"the workflow saves {others[0]}, which is no picture: save a video's frames with Save Image")
     return pictures

@@ -7,18 +7,33 @@ from typing import TYPE_CHECKING, Sequence
 import numpy as np
 from PIL import Image
 
-from .heatmap import GAP, MARGIN, SCALE, THEMES, WIDTH, Sheet, blend, colour, flow, ink_on, labels, width_of, word_scores
+from .heatmap import (
+    GAP,
+    MARGIN,
+    SCALE,
+    THEMES,
+    WIDTH,
+    Sheet,
+    blend,
+    colour,
+    flow,
+    ink_on,
+    labels,
+    width_of,
+    word_scores,
+)
 
 if TYPE_CHECKING:
-    from .encoders import Swept
-    from .words import Word
+    from ...directions.steer import SteeringSettings
+    from ..encoders import Swept
+    from ..words import Word
 
 MODE_COLOURS = {"gate": (34, 150, 94), "add": (222, 120, 24), "project": (140, 92, 206)}
 
 
-def label(how) -> str:
-    """A setting in a few letters."""
-    return f"{how['mode']} {how['alpha']:g}"
+def label(settings: "SteeringSettings") -> str:
+    """Settings in a few letters."""
+    return f"{settings.mode} {settings.alpha:g}"
 
 
 def plot_strength(swept: Sequence["Swept"], theme: str = "light") -> np.ndarray:
@@ -27,7 +42,7 @@ def plot_strength(swept: Sequence["Swept"], theme: str = "light") -> np.ndarray:
     sheet = Sheet(WIDTH, height, look)
     left, right, top, bottom = 58.0, WIDTH - MARGIN - 4.0, 52.0, height - 46.0
     marks = swept[0].reading.names["global"]
-    alphas, scores = [s.how["alpha"] for s in swept], [s.reading.score for s in swept]
+    alphas, scores = [s.settings.alpha for s in swept], [s.reading.score for s in swept]
     low_a, high_a = min(alphas), max(alphas) if max(alphas) > min(alphas) else min(alphas) + 1
     low, high = min(*scores, *marks.band, marks.threshold) - 0.6, max(*scores, *marks.band, marks.threshold) + 0.6
     x = lambda alpha: left + 14 + (alpha - low_a) / (high_a - low_a) * (right - left - 28)
@@ -44,8 +59,8 @@ def plot_strength(swept: Sequence["Swept"], theme: str = "light") -> np.ndarray:
     for alpha in sorted(set(alphas)):
         sheet.text((x(alpha), bottom + 14), f"{alpha:g}", 11, look.faint, "mm")
     at = float(left)
-    for mode in dict.fromkeys(s.how["mode"] for s in swept):
-        points = sorted((s.how["alpha"], s.reading.score) for s in swept if s.how["mode"] == mode)
+    for mode in dict.fromkeys(s.settings.mode for s in swept):
+        points = sorted((s.settings.alpha, s.reading.score) for s in swept if s.settings.mode == mode)
         fill = MODE_COLOURS.get(mode, look.ink)
         sheet.line([(x(a), y(s)) for a, s in points], fill, 2.5)
         for a, s in points:
@@ -67,17 +82,25 @@ def grid_of_words(swept: Sequence["Swept"], words: "Sequence[Word] | None", them
     for row, setting in enumerate(swept):
         top = MARGIN + row * (tall + 12)
         over = look.unsafe if setting.reading.flagged else look.ink
-        sheet.dot(MARGIN + 4, top + 10, 4, MODE_COLOURS.get(setting.how["mode"], look.ink))
-        sheet.text((MARGIN + 14, top + 10), label(setting.how), 12)
+        sheet.dot(MARGIN + 4, top + 10, 4, MODE_COLOURS.get(setting.settings.mode, look.ink))
+        sheet.text((MARGIN + 14, top + 10), label(setting.settings), 12)
         sheet.text((MARGIN + side - 8, top + 10), f"{setting.reading.score:+.1f}", 12, over, "rm")
         for chip, score in zip(chips, word_scores(setting.reading.names["global"].tokens, words)):
             fill = colour(score, look)
             sheet.box(MARGIN + side + chip.x, top + chip.y, chip.width, line - GAP, fill, 4)
-            sheet.text((MARGIN + side + chip.x + chip.width / 2, top + chip.y + (line - GAP) / 2), chip.label, size, ink_on(fill, look), "mm")
+            sheet.text(
+                (MARGIN + side + chip.x + chip.width / 2, top + chip.y + (line - GAP) / 2),
+                chip.label,
+                size,
+                ink_on(fill, look),
+                "mm",
+            )
     return sheet.pixels()
 
 
-def grid_of_pictures(pictures: Sequence[np.ndarray], names: Sequence[str], columns: int, cell: int, theme: str = "light") -> np.ndarray:
+def grid_of_pictures(
+    pictures: Sequence[np.ndarray], names: Sequence[str], columns: int, cell: int, theme: str = "light"
+) -> np.ndarray:
     """Pictures in rows with a name over each.
 
     Args:

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, NamedTuple, Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
-from .fonts import font_for, plain
+from .fonts import default_font, font_for
 
 if TYPE_CHECKING:
-    from .encoders import Reading
-    from .words import Word
+    from ..encoders import Reading
+    from ..words import Word
 
 Colour = tuple[int, int, int]
 
@@ -34,8 +34,12 @@ class Theme(NamedTuple):
 
 
 THEMES = {
-    "light": Theme((252, 252, 253), (28, 32, 38), (118, 126, 138), (233, 236, 240), (208, 232, 214), (214, 39, 40), (44, 130, 201)),
-    "dark": Theme((24, 26, 31), (232, 234, 238), (142, 150, 162), (48, 52, 60), (40, 74, 54), (232, 76, 70), (74, 158, 226)),
+    "light": Theme(
+        (252, 252, 253), (28, 32, 38), (118, 126, 138), (233, 236, 240), (208, 232, 214), (214, 39, 40), (44, 130, 201)
+    ),
+    "dark": Theme(
+        (24, 26, 31), (232, 234, 238), (142, 150, 162), (48, 52, 60), (40, 74, 54), (232, 76, 70), (74, 158, 226)
+    ),
 }
 
 
@@ -64,14 +68,18 @@ class Sheet:
         self.image = Image.new("RGB", (width * SCALE, height * SCALE), theme.paper)
         self.pen = ImageDraw.Draw(self.image)
 
-    def text(self, at: tuple[float, float], words: str, size: int, fill: Colour | None = None, anchor: str = "lm") -> None:
+    def text(
+        self, at: tuple[float, float], words: str, size: int, fill: Colour | None = None, anchor: str = "lm"
+    ) -> None:
         """Text in the first font that has its letters; `anchor` as Pillow names them."""
-        font = font_for(words, size * SCALE) or plain(size * SCALE)
+        font = font_for(words, size * SCALE) or default_font(size * SCALE)
         self.pen.text((at[0] * SCALE, at[1] * SCALE), words, fill or self.theme.ink, font, anchor=anchor)
 
     def box(self, x: float, y: float, width: float, height: float, fill: Colour, radius: float = 0) -> None:
         """A filled rectangle, with round corners."""
-        self.pen.rounded_rectangle((x * SCALE, y * SCALE, (x + width) * SCALE, (y + height) * SCALE), radius * SCALE, fill)
+        self.pen.rounded_rectangle(
+            (x * SCALE, y * SCALE, (x + width) * SCALE, (y + height) * SCALE), radius * SCALE, fill
+        )
 
     def line(self, points: Sequence[tuple[float, float]], fill: Colour, width: float = 1) -> None:
         """A line through points."""
@@ -89,7 +97,7 @@ class Sheet:
 
 def width_of(words: str, size: int) -> float:
     """In units."""
-    return (font_for(words, size * SCALE) or plain(size * SCALE)).getlength(words) / SCALE
+    return (font_for(words, size * SCALE) or default_font(size * SCALE)).getlength(words) / SCALE
 
 
 def word_scores(tokens: Sequence[float], words: Sequence["Word"] | None) -> list[float]:
@@ -127,7 +135,13 @@ def flow(texts: Sequence[str], size: int, line: float, numbers: bool) -> tuple[l
     return chips, y + line
 
 
-def draw(after: "Reading", before: "Reading | None" = None, words: Sequence["Word"] | None = None, name: str = "global", theme: str = "light") -> np.ndarray:
+def draw(
+    after: "Reading",
+    before: "Reading | None" = None,
+    words: Sequence["Word"] | None = None,
+    name: str = "global",
+    theme: str = "light",
+) -> np.ndarray:
     """The picture of a reading: the verdict, the words as they were and as they are, and every category.
 
     Args:
@@ -182,11 +196,17 @@ def _head(sheet: Sheet, after: "Reading", before: "Reading | None") -> None:
         x += 32
     sheet.text((x, 31), f"{after.score:+.2f}", 20)
     sheet.text(
-        (MARGIN, 58), f"threshold {after.threshold:+.2f}: a budget of {after.budget:.1%} of harmless prompts. All numbers are benign standard deviations.", 11, look.faint
+        (MARGIN, 58),
+        f"threshold {after.threshold:+.2f}: a budget of {after.budget:.1%} of harmless prompts. All numbers are "
+        f"benign standard deviations.",
+        11,
+        look.faint,
     )
 
 
-def _words(sheet: Sheet, top: float, chips: Sequence[Chip], scores: Sequence[float], size: int, line: float, long: bool) -> None:
+def _words(
+    sheet: Sheet, top: float, chips: Sequence[Chip], scores: Sequence[float], size: int, line: float, long: bool
+) -> None:
     for chip, score in zip(chips, scores):
         fill = colour(score, sheet.theme)
         ink = ink_on(fill, sheet.theme)
@@ -202,12 +222,20 @@ def _words(sheet: Sheet, top: float, chips: Sequence[Chip], scores: Sequence[flo
 
 def _categories(sheet: Sheet, top: float, after: "Reading", before: "Reading | None", chosen: str) -> None:
     look, left, right = sheet.theme, MARGIN + 112, WIDTH - MARGIN - 96
-    seen = [s for one in (after, before) if one for scores in one.names.values() for s in (scores.prompt, scores.threshold, *scores.band)]
+    seen = [
+        s
+        for one in (after, before)
+        if one
+        for scores in one.names.values()
+        for s in (scores.prompt, scores.threshold, *scores.band)
+    ]
     low, high = min(-3.0, *seen) - 0.5, max(4.0, *seen) + 0.5
     at = lambda value: left + (value - low) / (high - low) * (right - left)
     for row, (name, scores) in enumerate(after.names.items()):
         y = top + 24 * row + 12
-        sheet.text((MARGIN, y), "all together" if name == "global" else name, 12, look.ink if name == chosen else look.faint)
+        sheet.text(
+            (MARGIN, y), "all together" if name == "global" else name, 12, look.ink if name == chosen else look.faint
+        )
         sheet.box(left, y - 1, right - left, 2, look.neutral)
         sheet.box(at(scores.band[0]), y - 8, at(scores.band[1]) - at(scores.band[0]), 16, look.band, 3)
         sheet.line([(at(scores.threshold), y - 9), (at(scores.threshold), y + 9)], look.ink, 1.5)
@@ -217,7 +245,13 @@ def _categories(sheet: Sheet, top: float, after: "Reading", before: "Reading | N
             sheet.line([(at(was), y), (at(scores.prompt), y)], look.faint, 2)
             sheet.dot(at(was), y, 5, look.paper, look.unsafe if was > scores.threshold else look.faint)
         sheet.dot(at(scores.prompt), y, 5, over)
-        sheet.text((WIDTH - MARGIN, y), f"{scores.prompt:+.1f}" if was is None else f"{was:+.1f} to {scores.prompt:+.1f}", 12, over, "rm")
+        sheet.text(
+            (WIDTH - MARGIN, y),
+            f"{scores.prompt:+.1f}" if was is None else f"{was:+.1f} to {scores.prompt:+.1f}",
+            12,
+            over,
+            "rm",
+        )
     y = top + 24 * len(after.names) + 14
     x = float(left)
     dots = (("ring", "before"), ("dot", "after")) if before else (("dot", "this prompt"),)
@@ -239,8 +273,19 @@ def _legend(sheet: Sheet, y: float, name: str, numbered: bool) -> None:
         score = (step / (steps - 1) * 2 - 1) * FULL_AT
         sheet.box(MARGIN + width * step / steps, y, width / steps + 0.5, 8, colour(score, look))
     for score in (-4, -2, 0, 2, 4):
-        sheet.text((MARGIN + width * (score / FULL_AT + 1) / 2, y + 16), f"{score:+d}" if score else "0", 9, look.faint, "mm")
-    note = "words: unsafe is red" + ("" if name == "global" else f", by {name} alone") + "; most harmless words lie within 2"
+        sheet.text(
+            (MARGIN + width * (score / FULL_AT + 1) / 2, y + 16), f"{score:+d}" if score else "0", 9, look.faint, "mm"
+        )
+    note = (
+        "words: unsafe is red"
+        + ("" if name == "global" else f", by {name} alone")
+        + "; most harmless words lie within 2"
+    )
     if numbered:
-        sheet.text((MARGIN + width + 20, y + 17), "no font here has the letters of the numbered words; the text output names them", 10, look.faint)
+        sheet.text(
+            (MARGIN + width + 20, y + 17),
+            "no font here has the letters of the numbered words; the text output names them",
+            10,
+            look.faint,
+        )
     sheet.text((MARGIN + width + 20, y + 5), note, 10, look.faint)

@@ -1,0 +1,16 @@
+"""The commands of `python -m directions`: a module each, with HELP, `add_arguments(parser)` and `run(arguments)`."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+from . import align, check, estimate, evaluate, scan, show
+
+COMMANDS: dict[str, ModuleType] = {
+    "show": show,
+    "estimate": estimate,
+    "align": align,
+    "check": check,
+    "scan": scan,
+    "evaluate": evaluate,
+}

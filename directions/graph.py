@@ -1,0 +1,55 @@
+"""ComfyUI's graphs in API format: their links, and this pack's steering nodes in them."""
+
+from __future__ import annotations
+
+from typing import Any, Collection, Iterator, Mapping
+
+Graph = dict[str, dict[str, Any]]
+"""{node id: {"class_type": ..., "inputs": {...}}}"""
+
+Link = tuple[str, int]
+"""Node id, output."""
+
+STEERING = {"SafetyDirectionApply": "conditioning", "SafetyDirectionCLIP": "clip", "SafetyDirectionGuard": "model"}
+"""The pack's steering nodes, and the input that each passes on."""
+
+
+def is_link(value: Any) -> bool:
+    """Whether an input's value comes from another node."""
+    return (
+        isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], (int, float))
+    )
+
+
+def links(node: Mapping[str, Any]) -> Iterator[tuple[str, Link]]:
+    """A node's inputs that come from other nodes: name, link."""
+    for name, value in (node.get("inputs") or {}).items():
+        if is_link(value):
+            yield name, (value[0], int(value[1]))
+
+
+def steering_nodes(graph: Graph) -> list[str]:
+    """The ids of the pack's steering nodes."""
+    return [node_id for node_id, node in graph.items() if str(node.get("class_type")) in STEERING]
+
+
+def bypassed(graph: Graph, nodes: Collection[str]) -> Graph:
+    """The graph with every link that comes from one of these steering nodes moved to what that node was given; the
+    given one is left as it is."""
+
+    def source(link: Link) -> Link:
+        seen = set()
+        while link[0] in nodes and link[0] not in seen:
+            seen.add(link[0])
+            node = graph.get(link[0], {})
+            before = dict(links(node)).get(STEERING.get(str(node.get("class_type")), ""))
+            if before is None:
+                break
+            link = before
+        return link
+
+    def moved(node: Mapping[str, Any]) -> dict[str, Any]:
+        inputs = node.get("inputs") or {}
+        return {**node, "inputs": {**inputs, **{name: list(source(link)) for name, link in links(node)}}}
+
+    return {node_id: moved(node) for node_id, node in graph.items()}

@@ -1,0 +1,258 @@
+"""One slot's alignment: a direction fitted to one tensor of a text encoder's output. Its data, scores and thresholds;
+no steering."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from dataclasses import dataclass
+from typing import Any, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from . import files
+from .direction import GLOBAL, LONGEST, SHORTEST, is_name
+from .place import Place
+from .scores import global_plus_highest, mean_of_top_k, standardised
+from .special_tokens import SpecialTokenBank
+
+QUANTILES = torch.cat([torch.linspace(0, 0.1, 101), torch.linspace(0.11, 0.89, 79), torch.linspace(0.9, 1, 101)])
+"""Shares at which benign levels are kept: dense where budgets are small; 0 and 1 are the extremes that were seen."""
+
+_QUANTILES = QUANTILES.tolist()
+
+
+@dataclass(frozen=True)
+class SlotAlignment:
+    """K directions (`global`, then the categories) in the space of one slot, of width W.
+
+    A reader is a linear probe: (state - center) @ reader is greater for unsafe states.
+
+    Attributes:
+        names: the K names, `global` first.
+        vectors: [K, W]; adding `alpha * vector` moves a state `alpha` pooled benign spreads to the safe side.
+        readers: [K, W]; what they read of a token is in benign standard deviations.
+        prompt_readers: [K, W]; the same for the mean of a prompt's tokens.
+        center: [W], the mean benign token state.
+        token_moments: [2], mean and standard deviation over benign tokens of all names' readings together.
+        peak_spread: [K], benign standard deviation of the mean of a prompt's highest token readings.
+        prompt_moments: [K + 1, 2], mean and standard deviation over benign prompts of each name's prompt reading,
+            and of all of them together.
+        prompt_levels: [K, Q], benign quantiles (QUANTILES) of the prompt score, each prompt left out of its own fit.
+        token_levels: [K, Q], benign quantiles of the tokens' component along each unit vector.
+        bank: [M, W], benign token states to land on.
+        bank_spacing: [M], how far apart they lie around each: the mean distance to its nearest others.
+        fit: held-out figures: method, r2, top1, and the same for each method tried.
+        direction: name, source and fingerprint of the direction that was aligned.
+        place: where the slot lies in the encoder's output; None for states that came without an encoder.
+        probe: [W], the encoder's mean state on PROBE_PROMPT, by which it is known again.
+        padding: [W + 1], a linear reader that is positive on content, where `place` is unmasked.
+        special_tokens: states of benign prompts' special tokens, where these depend on the prompt.
+    """
+
+    names: tuple[str, ...]
+    vectors: Tensor
+    readers: Tensor
+    prompt_readers: Tensor
+    center: Tensor
+    token_moments: Tensor
+    peak_spread: Tensor
+    prompt_moments: Tensor
+    prompt_levels: Tensor
+    token_levels: Tensor
+    bank: Tensor
+    bank_spacing: Tensor
+    fit: Mapping[str, Any]
+    direction: Mapping[str, Any]
+    place: Place | None = None
+    probe: Tensor | None = None
+    padding: Tensor | None = None
+    special_tokens: SpecialTokenBank | None = None
+
+    @property
+    def width(self) -> int:
+        """W, the width of the states that this fits."""
+        return self.center.shape[0]
+
+    def index(self, name: str) -> int:
+        """The column of a name.
+
+        Raises:
+            ValueError: there is no such category; lists those there are.
+        """
+        if name not in self.names:
+            raise ValueError(f"no category {name!r}: this direction has {', '.join(self.names[1:]) or 'none'}")
+        return self.names.index(name)
+
+    def chosen(self, categories: Sequence[str] | None) -> tuple[str, ...]:
+        """The names that `categories` asks for; None or none is the global direction."""
+        if isinstance(categories, str):
+            raise ValueError(f"categories is a list of names, not the text {categories!r}")
+        names = tuple(dict.fromkeys(categories)) if categories else (GLOBAL,)
+        for name in names:
+            self.index(name)
+        return names
+
+    def score(self, states: Tensor, category: str | None = None) -> Tensor:
+        """Score tokens: [..., T, W] -> [..., T], in benign standard deviations; positive is unsafe.
+
+        Without a category (or for `global`) the global reading and the highest category's are added, as for a prompt.
+        """
+        self.check(states)
+        name = category or GLOBAL
+        readers = self.readers if name == GLOBAL else self.readers[self.index(name)].unsqueeze(0)
+        readings = (states.float() - self.center.to(states.device)) @ readers.to(states.device).T
+        if name != GLOBAL:
+            return readings[..., 0]
+        mean, spread = self.token_moments.to(readings)
+        return (global_plus_highest(readings) - mean) / spread
+
+    def prompt_scores(self, states: Tensor, names: Sequence[str], mask: Tensor | None = None) -> Tensor:
+        """Score prompts: [..., T, W] -> [..., names], in benign standard deviations; positive is unsafe. The states
+        are read once.
+
+        A name reads the mean of the prompt's tokens, and its highest tokens. `global` is the global reading plus the highest
+        category's.
+
+        Args:
+            mask: bool [..., T], the prompt's own tokens; None is all. A prompt without any scores 0.
+        """
+        content = self.content(states, mask)
+        wanted = self.names if GLOBAL in names else tuple(names)
+        index = [self.index(name) for name in wanted]
+        count = content.sum(-1, keepdim=True).clamp_min(1)
+        centred = states.float() - self.center.to(states.device)
+        mean = (centred * content.unsqueeze(-1)).sum(-2) / count
+        highest = mean_of_top_k(centred @ self.readers[index].to(centred).T, content)
+        readings = mean @ self.prompt_readers[index].to(mean).T + highest / self.peak_spread[index].to(mean)
+        moments = self.prompt_moments.to(mean)
+        scores = standardised(readings, moments[index])
+        if GLOBAL in names:
+            together = standardised(global_plus_highest(scores), moments[-1])
+            columns = [together if name == GLOBAL else scores[..., self.index(name)] for name in names]
+            scores = torch.stack(columns, -1)
+        return torch.where(content.any(-1, keepdim=True), scores, torch.zeros_like(scores))
+
+    def threshold(self, budget: float, category: str | None = None) -> float:
+        """The prompt score that a share `budget` of benign anchors exceeds."""
+        check_budget(budget)
+        return interpolated(self.prompt_levels[self.index(category or GLOBAL)], 1 - budget)
+
+    def token_level(self, category: str, share: float) -> float:
+        """The component along the unit vector, from the benign centre, that a share of benign tokens lies below."""
+        return interpolated(self.token_levels[self.index(category)], share)
+
+    def flagged(self, states: Tensor, budget: float, names: Sequence[str], mask: Tensor | None = None) -> Tensor:
+        """Which prompts score above the threshold of any of `names`: [..., T, W] -> bool [...].
+
+        Several names share the budget evenly, so that together they stay within it.
+        """
+        thresholds = torch.tensor([self.threshold(budget / len(names), name) for name in names])
+        scores = self.prompt_scores(states, names, mask)
+        return (scores > thresholds.to(scores)).any(-1)
+
+    def vector(self, names: Sequence[str]) -> Tensor:
+        """The vector to add for these names, [W]: their unit sum, one mean pooled benign spread long."""
+        chosen = self.vectors[[self.index(name) for name in names]]
+        lengths = chosen.norm(dim=1, keepdim=True).clamp_min(1e-12)
+        total = (chosen / lengths).sum(0)
+        return total / total.norm().clamp_min(1e-12) * lengths.mean()
+
+    def check(self, states: Tensor) -> None:
+        """Raise ValueError when states don't fit this slot."""
+        if states.dim() < 2 or states.shape[-1] != self.width:
+            raise ValueError(
+                f"states of shape {list(states.shape)} don't fit: this alignment is for [..., tokens, {self.width}]. "
+                "Align the direction to this encoder."
+            )
+        if not torch.is_floating_point(states):
+            raise ValueError(f"states of type {states.dtype} are not floating point")
+
+    def content(self, states: Tensor, mask: Tensor | None) -> Tensor:
+        """A mask as bool [..., T] on the states' device; None is all true."""
+        self.check(states)
+        if mask is None:
+            return torch.ones(states.shape[:-1], dtype=torch.bool, device=states.device)
+        if mask.shape[-1:] != states.shape[-2:-1]:
+            own = mask.shape[-1] if mask.dim() else 0
+            raise ValueError(f"a mask for {own} tokens on states with {states.shape[-2]} tokens")
+        return mask.to(device=states.device, dtype=torch.bool).expand(states.shape[:-1])
+
+
+def check_budget(budget: float) -> None:
+    """Raise ValueError where a budget is no share."""
+    if not 0 <= budget <= 1:
+        raise ValueError(f"budget {budget} is not a share between 0 and 1 (0.01 is 1% of benign prompts)")
+
+
+def interpolated(levels: Tensor, share: float) -> float:
+    """Linear interpolation of a quantile table [Q] at `share`; beyond the highest seen for share 1."""
+    position = min(max(bisect_left(_QUANTILES, share), 1), len(_QUANTILES) - 1)
+    low, high = _QUANTILES[position - 1 : position + 1]
+    below, above = levels[position - 1 : position + 1].tolist()
+    return below + (above - below) * min(max((share - low) / (high - low), 0.0), 1.0)
+
+
+_SHAPES = {
+    "vectors": "KW",
+    "readers": "KW",
+    "prompt_readers": "KW",
+    "center": "W",
+    "token_moments": "2",
+    "peak_spread": "K",
+    "prompt_moments": "P2",
+    "prompt_levels": "KQ",
+    "token_levels": "KQ",
+    "bank": "MW",
+    "bank_spacing": "M",
+}
+"""The tensors of a file; K names, P = K + 1, Q quantiles."""
+
+
+def pack(slot: SlotAlignment) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and metadata of a slot, as a file has them; without what ties it to an encoder."""
+    tensors = {name: getattr(slot, name) for name in _SHAPES}
+    tensors["bank"] = slot.bank.half()
+    return tensors, {"names": list(slot.names), "fit": dict(slot.fit), "direction": dict(slot.direction)}
+
+
+def packed_fault(entries: Mapping[str, tuple], metadata: Mapping[str, Any]) -> str | None:
+    """What is wrong with one packed slot, or None."""
+    if set(entries) != set(_SHAPES):
+        odd = str(sorted(set(entries) ^ set(_SHAPES))[:5])[:400]
+        return f"tensors {odd} are missing or unknown: another version may have made it, so align again"
+    names = metadata.get("names")
+    if (
+        not isinstance(names, list)
+        or not names
+        or names[0] != GLOBAL
+        or not all(map(is_name, names))
+        or len(set(names)) != len(names)
+    ):
+        return "the metadata's names are not `global` and distinct short names"
+    if not isinstance(metadata.get("fit"), dict) or not isinstance(metadata.get("direction"), dict):
+        return "the metadata's fit or direction is not an object"
+    sizes = {"K": len(names), "P": len(names) + 1, "2": 2, "Q": len(QUANTILES), "W": entries["center"][1][0]}
+    for name, letters in _SHAPES.items():
+        shape = entries[name][1]
+        if len(shape) != len(letters) or any(sizes.get(letter, n) != n for letter, n in zip(letters, shape)):
+            return f"{name} has shape {list(shape)}, not [{', '.join(letters)}] with {sizes}"
+        if entries[name][0] != ("F16" if name == "bank" else "F32"):
+            return f"{name} has dtype {entries[name][0]}"
+    return None
+
+
+def unpack(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], file: str) -> SlotAlignment:
+    """The reverse of `pack`, after `packed_fault`.
+
+    Raises:
+        DirectionFormatError: numbers in `file` that would divide by zero or overflow.
+    """
+    named: dict[str, Any] = {name: tensors[name] for name in _SHAPES}
+    spreads = (named["peak_spread"], named["prompt_moments"][:, 1], named["token_moments"][1], named["bank_spacing"])
+    if not min(spread.min() for spread in spreads) >= SHORTEST / 2:
+        raise files.DirectionFormatError(f"{file}: a benign spread is not positive")
+    for name, tensor in named.items():
+        if not tensor.abs().max() < LONGEST:
+            raise files.DirectionFormatError(f"{file}: {name} has a value of {tensor.abs().max():.3g}")
+    return SlotAlignment(names=tuple(metadata["names"]), fit=metadata["fit"], direction=metadata["direction"], **named)

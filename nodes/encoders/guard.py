@@ -1,0 +1,129 @@
+"""A MODEL that steers whatever conditioning reaches its sampler, once."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any, Mapping
+
+import comfy.patcher_extension
+
+from ...directions.alignment import Alignment
+from ...directions.steer import SteeringSettings
+from .entry import Entry
+from .flag import Refused, act_on
+from .marks import carried, marks, sha_of
+from .steering import Steering
+
+GUARD = "Safety Direction Guard"
+
+
+def guard_model(
+    model: Any,
+    aligned: Alignment | None,
+    settings: SteeringSettings,
+    side: str = "positive",
+    on_flag: str = "steer",
+    strict: bool = False,
+) -> Any:
+    """A clone of a MODEL that steers the conditioning of every sampling run.
+
+    Args:
+        aligned: for conditioning that carries no alignment of its own (see `Mark`).
+        side: "positive" (and the negative side below cfg 1, where it is what gets generated) or "both".
+        strict: let only conditioning pass that was steered with these very settings, and steer the negative side too where
+            other code than ComfyUI's own formula weighs it.
+    """
+
+    def sample(executor: Any, *args, **kwargs) -> Any:
+        guider = executor.class_obj
+        guarded = side == "both" or not _cfg(guider) >= 1
+        weighed = strict and _weighs_otherwise(guider)
+        for name, conds in guider.conds.items():
+            avoided = name == "negative" and not guarded  # PerpNegGuider's "empty_negative_prompt" is drawn towards
+            act = _give_back if avoided and not weighed else _guard_entry
+            # What may be meant as a negative prompt is steered, but no reason to refuse.
+            flag = "steer" if avoided else on_flag
+            guider.conds[name] = [_as_cond(act(_as_entry(cond), aligned, settings, flag, strict)) for cond in conds]
+        return executor(*args, **kwargs)
+
+    key = "safety_direction" + (".strict" if strict else "")
+    guarded_model = model.clone()
+    guarded_model.remove_wrappers_with_key(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, key)
+    guarded_model.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, key, sample)
+    return guarded_model
+
+
+def _cfg(guider: Any) -> float:
+    """The lowest of a guider's scales; below 1 the negative side is generated rather than avoided."""
+    return min(getattr(guider, name, 1.0) for name in ("cfg", "cfg1", "cfg2"))
+
+
+def _weighs_otherwise(guider: Any) -> bool:
+    """Whether a model patch or a guider from another pack has a say in how much the negative side counts.
+
+    Some of ComfyUI's own patches can turn it into what is generated: CFGOverride, VideoLinearCFGGuidance, FreSca,
+    LatentApplyOperationCFG.
+    """
+    options = guider.model_options
+    wrapped = any(
+        comfy.patcher_extension.get_all_wrappers(kind, options, is_model_options=True)
+        for kind in (
+            comfy.patcher_extension.WrappersMP.PREDICT_NOISE,
+            comfy.patcher_extension.WrappersMP.CALC_COND_BATCH,
+        )
+    )
+    comfyui = Path(comfy.patcher_extension.__file__).resolve().parents[1]
+    home = Path(inspect.getfile(type(guider))).resolve()
+    own = any(home.is_relative_to(comfyui / folder) for folder in ("comfy", "comfy_extras"))
+    return wrapped or not own or any(key.startswith("sampler_") and options[key] for key in options)
+
+
+# A guider keeps the states inside the dict.
+def _as_entry(cond: Mapping[str, Any]) -> Entry:
+    return cond.get("cross_attn"), cond
+
+
+def _as_cond(entry: Entry) -> Mapping[str, Any]:
+    return entry[1] if entry[0] is None else {**entry[1], "cross_attn": entry[0]}
+
+
+def _guard_entry(
+    entry: Entry, aligned: Alignment | None, settings: SteeringSettings, on_flag: str, strict: bool
+) -> Entry:
+    carried_marks = carried(entry)
+    fitted = carried_marks[-1].aligned if carried_marks else aligned
+    if fitted is None:
+        raise ValueError(
+            f"{GUARD}: a conditioning that reaches the sampler carries no alignment. Connect Align Safety Direction "
+            f"to the Guard, "
+            "or encode the prompts with a Safety Direction CLIP. (A model that takes no text can't be guarded.)"
+        )
+    for mark in carried_marks:  # also where the states have changed since
+        act_on(mark.flag, GUARD, on_flag, settings.mode)
+    if any(
+        sha_of(mark.aligned) == sha_of(fitted) and (mark.settings == settings or not strict) for mark in marks(entry)
+    ):
+        return entry
+    try:
+        return Steering(GUARD, fitted, settings, on_flag)(entry)
+    except Refused:
+        raise
+    except ValueError as error:
+        raise type(error)(f"{GUARD}: {error}") from None
+
+
+def _give_back(entry: Entry, *_: Any) -> Entry:
+    """A negative prompt as it was encoded: steered by a CLIP it would have lost its force."""
+    for mark in marks(entry):
+        if mark.give_back:
+            cond, extras = mark.before
+            return cond, {
+                **entry[1],
+                **{
+                    place.tensor: extras[place.tensor]
+                    for place in mark.aligned.places.values()
+                    if place.tensor in extras
+                },
+            }
+    return entry

@@ -1,0 +1,225 @@
+"""What `nodes/encoders` promises, on conditioning made by hand; the real encoders are in tests/comfyui."""
+
+import copy
+import importlib
+import io
+import logging
+from dataclasses import replace
+
+import pytest
+import torch
+
+WIDTH = 64
+
+
+@pytest.fixture(scope="module")
+def encoder(library, direction):
+    """An alignment with two slots, of states that are a view of the source's."""
+    draw = torch.Generator().manual_seed(0)
+    slot = library.align(
+        direction, direction.anchor_states.float() @ torch.randn(576, WIDTH, generator=draw), "ridge"
+    ).slot
+    place = importlib.import_module("pack.directions.place").Place
+    places = {
+        "cond": place("cond", ("l",), WIDTH, WIDTH, length=6, before=1, after=1),
+        "pooled_output": place("pooled_output", ("l",), WIDTH, WIDTH),
+    }
+    return library.Alignment(
+        {name: replace(slot, place=where, probe=torch.ones(WIDTH)) for name, where in places.items()}
+    )
+
+
+@pytest.fixture(scope="module")
+def settings(library):
+    return library.SteeringSettings("add", 2.0, None, 0.01)
+
+
+@pytest.fixture
+def cond():
+    return torch.randn(1, 6, WIDTH, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def extras():
+    pooled = torch.randn(1, WIDTH, generator=torch.Generator().manual_seed(2))
+    return {
+        "pooled_output": pooled,
+        "attention_mask": torch.tensor([[1, 1, 1, 1, 0, 0]]),
+        "area": (1, 2, 3, 4),
+        "hooks": "kept",
+    }
+
+
+def ranges(parts, cond):
+    return [(info["start_percent"], info["end_percent"], torch.equal(states, cond)) for states, info in parts]
+
+
+def test_content_is_steered_in_every_slot_and_nothing_else(encoders, encoder, settings, cond, extras):
+    ((out, info),) = encoders.steer_conditioning([[cond, extras]], encoder, settings)
+    assert (out != cond).any(-1)[0].tolist() == [False, True, True, False, False, False]
+    assert not torch.equal(info["pooled_output"], extras["pooled_output"])
+    assert info["area"] == (1, 2, 3, 4) and info["hooks"] == "kept"
+
+
+def test_what_comes_in_is_left_as_it_is(encoders, encoder, settings, cond, extras):
+    pooled, states = extras["pooled_output"].clone(), cond.clone()
+    encoders.steer_conditioning([[cond, extras]], encoder, settings)
+    assert (
+        "safety_direction" not in extras and torch.equal(extras["pooled_output"], pooled) and torch.equal(cond, states)
+    )
+
+
+def test_a_range_of_percents_is_cut_into_three(encoders, encoder, settings, cond, extras):
+    parts = encoders.steer_conditioning([[cond, extras]], encoder, settings, 0.2, 0.7)
+    assert ranges(parts, cond) == [(0.0, 0.2, True), (0.2, 0.7, False), (0.7, 1.0, True)]
+
+
+def test_an_entry_outside_the_range_stays_whole(encoders, encoder, settings, cond):
+    parts = encoders.steer_conditioning(
+        [[cond, {"start_percent": 0.0, "end_percent": 0.1}]], encoder, settings, 0.2, 0.7
+    )
+    assert ranges(parts, cond) == [(0.0, 0.1, True)]
+
+
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        (torch.zeros(1, 4, 99), "99 wide and the alignment is for an encoder 64 wide"),
+        (torch.zeros(1, 0, 64), "no tokens"),
+        (None, "no text states"),
+    ],
+)
+def test_conditioning_that_does_not_fit_says_why(encoders, encoder, settings, bad, words):
+    with pytest.raises(ValueError, match=words):
+        encoders.steer_conditioning([[bad, {}]], encoder, settings)
+
+
+def test_a_pooled_output_of_another_width_says_so(encoders, encoder, settings, cond):
+    with pytest.raises(ValueError, match=r"pooled_output has shape \[1, 32\] and the alignment is for one 64 wide"):
+        encoders.steer_conditioning([[cond, {"pooled_output": torch.randn(1, 32)}]], encoder, settings)
+
+
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        (
+            (torch.zeros(1, 4, 99), {}),
+            "Safety Direction Guard: this conditioning is 99 wide and the alignment is for an encoder 64 wide",
+        ),
+        ((None, {}), "Safety Direction Guard: this conditioning holds no text states"),
+    ],
+)
+def test_the_guard_says_that_it_was_the_guard(encoders, encoder, settings, bad, words):
+    with pytest.raises(ValueError, match=words):
+        encoders.guard._guard_entry(bad, encoder, settings, "steer", False)
+
+
+@pytest.mark.parametrize(("value", "where"), [(torch.nan, "cond"), (torch.inf, "pooled_output")])
+def test_what_is_not_finite_does_not_go_through(encoders, encoder, settings, cond, extras, value, where):
+    tensor = cond if where == "cond" else extras["pooled_output"]
+    tensor.view(-1)[70 if where == "cond" else 0] = value
+    with pytest.raises(ValueError, match=f"conditioning's {where} has NaN or infinite values"):
+        encoders.steer_conditioning([[cond, extras]], encoder, settings)
+
+
+def test_an_empty_list_can_not_be_inspected(encoders, encoder):
+    with pytest.raises(ValueError, match="empty"):
+        encoders.inspect_conditioning([], encoder, 0.01)
+
+
+def test_all_masked_is_no_content(encoders, encoder, settings, cond, extras):
+    masked = {"attention_mask": torch.zeros(1, 6)}
+    assert not encoders.content.content_of_states(cond, encoder.places["cond"], masked).any()
+    ((out, _),) = encoders.steer_conditioning([[cond, {**extras, **masked}]], encoder, settings)
+    assert torch.equal(out, cond)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_precision_is_kept(encoders, encoder, settings, cond, extras, dtype):
+    low = {**extras, "pooled_output": extras["pooled_output"].to(dtype)}
+    ((out, info),) = encoders.steer_conditioning([[cond.to(dtype), low]], encoder, settings)
+    assert out.dtype == info["pooled_output"].dtype == dtype and torch.isfinite(out.float()).all()
+
+
+@pytest.mark.parametrize("tokens", [3, 10_000])
+def test_prompts_of_any_length(encoders, encoder, settings, extras, tokens):
+    many = torch.randn(1, tokens, WIDTH)
+    ((out, _),) = encoders.steer_conditioning([[many, {"pooled_output": extras["pooled_output"]}]], encoder, settings)
+    assert (out != many).any(-1).sum() == tokens - 2
+
+
+def test_a_mark_survives_a_copy(encoders, encoder, settings, cond, extras):
+    marked = encoders.steer_conditioning([[cond, extras]], encoder, settings)
+    assert len(encoders.marks.marks(copy.deepcopy(marked)[0])) == 1
+
+
+def test_saved_conditioning_is_read_without_classes_and_carries_no_mark(encoders, encoder, settings, cond, extras):
+    marked = encoders.steer_conditioning([[cond, extras]], encoder, settings)
+    stream = io.BytesIO()
+    torch.save(marked, stream)
+    stream.seek(0)
+    read = torch.load(stream, weights_only=True)
+    assert torch.equal(read[0][0], marked[0][0]) and not encoders.marks.marks(read[0])
+
+
+def test_anchors_read_in_batches_have_the_states_that_they_have_alone(encoders, minilm):
+    prompts = ["a red dog", "a blue cat", "the long road to the harbour", "x"]
+    layout = encoders.layout.Layout.discover(minilm)
+    states, special = encoders.alignment._anchor_states(minilm, prompts, layout, range(len(prompts)))
+    for index, (prompt, rows) in enumerate(zip(prompts, states["cond"])):
+        alone = minilm.encode_from_tokens(minilm.tokenize(prompt), return_dict=True)["cond"][0]
+        assert torch.allclose(rows, alone[1:-1], atol=1e-4), prompt
+        own = special["cond"][index]
+        assert set(own) == {1, -1} and torch.allclose(torch.stack([own[1], own[-1]]), alone[[0, -1]], atol=1e-4), prompt
+
+
+def test_an_encoder_is_known_by_its_weights_and_layer(encoders, minilm):
+    identify = encoders.identity.identify
+    name = identify(minilm)
+    patched, lower = minilm.clone(), minilm.clone()
+    key = next(key for key in minilm.get_key_patches() if key.endswith("output.dense.weight"))
+    patched.add_patches({key: ("diff", (torch.ones(1),))}, 0.5)
+    lower.clip_layer(-2)
+    assert name and identify(encoders.load_minilm()) == name
+    assert len({name, identify(patched), identify(lower)}) == 3
+
+
+def test_an_encoder_with_another_packs_patch_has_no_identity(encoders, minilm):
+    hooked = minilm.clone()
+    hooked.patcher.add_object_patch("minilm.forward", print)
+    assert encoders.identity.identify(hooked) is None
+
+
+def test_an_encoder_that_was_aligned_is_not_encoded_again(encoders, library, direction, minilm, tmp_path):
+    import folder_paths
+
+    folder_paths.set_user_directory(str(tmp_path))
+    few = library.Direction(
+        direction.vectors,
+        direction.readers,
+        direction.anchor_states[:60],
+        direction.anchor_prompts[:60],
+        direction.source,
+        direction.pairs,
+    )
+    first = encoders.align_encoder(minilm, few, "ridge")
+    fresh = encoders.load_minilm()
+    fresh.encode_from_tokens = None
+    again = encoders.align_encoder(fresh, replace(few), "ridge")
+    assert all(torch.equal(again.slots[s].vectors, first.slots[s].vectors) for s in first.slots)
+
+
+def test_an_alignment_that_can_not_be_kept_still_works_and_says_so(encoders, direction, minilm, monkeypatch):
+    import folder_paths
+
+    warnings = []
+    monkeypatch.setattr(logging, "warning", lambda text, *rest: warnings.append(text % rest))
+    folder_paths.set_user_directory("/dev/null/nowhere")
+    few = replace(direction, anchor_states=direction.anchor_states[:100], anchor_prompts=direction.anchor_prompts[:100])
+    assert "minilm" in encoders.align_encoder(minilm, few, "svd").places["cond"].keys
+    assert any("can't be kept" in text for text in warnings), warnings
+
+
+def test_a_checkpoint_without_a_text_encoder_says_so(encoders, direction):
+    with pytest.raises(ValueError, match="this checkpoint has no text encoder"):
+        encoders.align_encoder(None, direction, "svd")
