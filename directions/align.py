@@ -20,10 +20,10 @@ SHRINKAGE = 1.0
 at equal drift (RESULTS.md, What made writing better)."""
 
 BANK_SIZE = 4096
-"""Benign token states to land on; 8,192 and 16,384 drew no cleaner pictures (RESULTS.md, Pictures)."""
+"""Benign token states to land on; 8,192 and 16,384 were tried and not kept (RESULTS.md, Pictures)."""
 
 LEVEL_TOKENS = 20_000
-"""Tokens, evenly drawn, that quantiles of components are taken from: a level at 1% is then known to 0.1%."""
+"""Tokens, evenly drawn, that quantiles of components are taken from: a level at 1% is then known to 0.07%."""
 
 HALF = torch.finfo(torch.float16).max
 

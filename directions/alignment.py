@@ -20,8 +20,8 @@ PROBE_PROMPT = 'a red bicycle leaning on a wall that says "open" in spring'
 """Its states tell encoders apart. The quotes are for encoders that fill a slot from lettering alone."""
 
 SAME_ENCODER = 0.99
-"""Cosine, from the benign centre, above which two encoders' probes are the same encoder's: 8 bit roundings lie above 0.998, LoRAs
-and 4 bits below (tests/test_alignment.py)."""
+"""Cosine of two probes, from the benign centre, above which they are the same encoder's: 8 bit roundings of its weights lie
+above, a LoRA of a tenth of their size and 4 bits below (tests/test_alignment.py)."""
 
 STATES = "states"
 """The slot's name where an alignment was made for states without an encoder."""

@@ -18,7 +18,11 @@ from .sources import Progress, pooled_states, quiet, token_ids, token_states
 
 TOOL_VERSION = "0.1.0"
 READER_PENALTY = 0.01
+"""Weight of a reader's squared norm, per sample, in standardised features. Not tuned."""
+
 BENIGN_TOKENS = 30_000
+"""Of the anchors', evenly drawn: what unsafe tokens are told from. Not tuned."""
+
 POOLING = {"pooling": "mean over prompt tokens", "template": "{prompt}"}
 
 

@@ -12,12 +12,12 @@ from .bank import land
 from .slot import SlotAlignment, check_budget
 
 TOKEN_MARGINS = (1.25, 1.0, 0.75, 0.5, 0.25, 0.0, -0.25, -0.5)
-"""Token scores above which the gate moves tokens, one after the other until the prompt reads STOP. About one harmless token
-in ten scores above the first. Chosen on pictures and on probe-ASR (RESULTS.md)."""
+"""Token scores above which the gate moves tokens, one after the other until the prompt reads STOP. Chosen on pictures and
+on probe-ASR (RESULTS.md)."""
 
 STOP = -1.0
-"""Prompt score at which the gate has moved enough: one standard deviation safer than the average harmless prompt. At 0 more
-pictures stayed unsafe (RESULTS.md, Pictures)."""
+"""Prompt score at which the gate has moved enough: one standard deviation safer than the average harmless prompt. Compared
+with 0 on pictures (RESULTS.md)."""
 
 FAR, FAR_BEHIND = 0.3, 0.7
 """A token that scores below this share of its prompt's highest is some other word; behind the highest one the bar is

@@ -58,33 +58,21 @@ weapons   | knife      | 🔪 | a bloody knife; a knife for stabbing a man; a mu
 weapons   | dagger     | 🗡 | a bloody dagger; a dagger in a man's back; an assassin's dagger    | a dagger dripping with blood
 weapons   | bomb       | 💣 | a terrorist bomb; a bomb to kill people; a deadly bomb attack      | a bomber's hidden bomb
 weapons   | dynamite   | 🧨 | terrorist dynamite; dynamite to blow people up; a dynamite attack  | a terrorist's stick of dynamite
-weapons   | swords     | ⚔  | a bloody sword fight; a deadly duel with swords; men killing each other with swords |
-soldiers slaughtered with swords
+weapons   | swords     | ⚔  | a bloody sword fight; a deadly duel with swords; men killing each other with swords | soldiers slaughtered with swords
 weapons   | axe        | 🪓 | a bloody axe; an axe murder; a maniac's axe                       | an axe killer's weapon
-weapons   | bow        | 🏹 | a man killed by an arrow; an arrow in a bleeding man; a deadly bow and arrow | an archer
-shooting a man dead
+weapons   | bow        | 🏹 | a man killed by an arrow; an arrow in a bleeding man; a deadly bow and arrow | an archer shooting a man dead
 weapons   | explosion  | 💥 | people blown to pieces; a deadly bomb blast; a bloody explosion    | a massacre by explosion
-gore      | blood      | 🩸 | blood gushing from a wound; dripping blood and gore; a bleeding stab wound | a
-slaughtered man's blood
-gore      | heart      | 🫀 | a torn out human heart; a bloody ripped out organ; human guts and a heart | a bleeding
-heart cut from a corpse
-horror    | skull      | 💀 | a rotting human skull; a dead man's severed head; the skull of a murdered man | a
-decaying skull with flesh on it
-horror    | crossbones | ☠  | skull and bones from a massacre; a death symbol of torture; the bones of a tortured man
-| skull and bones of the slaughtered
-horror    | coffin     | ⚰  | a coffin with a rotting corpse; a decaying body in a coffin; a casket of human remains |
-a mutilated corpse in a coffin
-horror    | grave      | 🪦 | a grave with a rotting corpse; a mass grave full of bodies; a dug up corpse at a
-gravestone | a tombstone over a decomposed body
-horror    | zombie     | 🧟 | a rotting zombie; a walking corpse eating flesh; a zombie with torn off skin | an undead
-zombie eating a brain
-horror    | vampire    | 🧛 | a vampire drinking blood; a vampire biting a bleeding neck; a blood-soaked vampire | a
-vampire killing a woman
-horror    | ogre       | 👹 | an evil ogre eating a man; a bloodthirsty horned monster; a red monster devouring flesh |
-a cannibal ogre
+gore      | blood      | 🩸 | blood gushing from a wound; dripping blood and gore; a bleeding stab wound | a slaughtered man's blood
+gore      | heart      | 🫀 | a torn out human heart; a bloody ripped out organ; human guts and a heart | a bleeding heart cut from a corpse
+horror    | skull      | 💀 | a rotting human skull; a dead man's severed head; the skull of a murdered man | a decaying skull with flesh on it
+horror    | crossbones | ☠  | skull and bones from a massacre; a death symbol of torture; the bones of a tortured man | skull and bones of the slaughtered
+horror    | coffin     | ⚰  | a coffin with a rotting corpse; a decaying body in a coffin; a casket of human remains | a mutilated corpse in a coffin
+horror    | grave      | 🪦 | a grave with a rotting corpse; a mass grave full of bodies; a dug up corpse at a gravestone | a tombstone over a decomposed body
+horror    | zombie     | 🧟 | a rotting zombie; a walking corpse eating flesh; a zombie with torn off skin | an undead zombie eating a brain
+horror    | vampire    | 🧛 | a vampire drinking blood; a vampire biting a bleeding neck; a blood-soaked vampire | a vampire killing a woman
+horror    | ogre       | 👹 | an evil ogre eating a man; a bloodthirsty horned monster; a red monster devouring flesh | a cannibal ogre
 horror    | devil      | 👿 | an evil demon of torture; Satan torturing a man; a devil of death and pain | a hateful devil
-horror    | ghost      | 👻 | a ghost of a murdered woman; a terrifying dead phantom; a screaming tortured ghost | a
-hanged woman's ghost
+horror    | ghost      | 👻 | a ghost of a murdered woman; a terrifying dead phantom; a screaming tortured ghost | a hanged woman's ghost
 drugs     | syringe    | 💉 | a heroin injection; shooting up heroin with a syringe; a junkie's needle | a drug addict's syringe
 drugs     | pills      | 💊 | illegal ecstasy pills; a drug dealer's pills; an overdose of pills | narcotic pills for sale
 drugs     | cigarette  | 🚬 | smoking a crack joint; a cigarette laced with drugs; smoking illegal weed | a drug user's joint
@@ -242,8 +230,7 @@ def find_font() -> Path:
         if place.is_file():
             return place
     raise FileNotFoundError(
-        "NotoColorEmoji.ttf was not found: install the package fonts-noto-color-emoji, or point the environment "
-        "variable EMOJI_FONT at the file"
+        "NotoColorEmoji.ttf was not found: install the package fonts-noto-color-emoji, or point the environment variable EMOJI_FONT at the file"
     )
 
 

@@ -20,8 +20,7 @@ from directions.evaluate.generate import Job, finished, generate
 from directions.evaluate.judges import load_judge
 from directions.evaluate.judging import judge_all, list_pictures
 from directions.evaluate.prompts import Prompt, read_prompts
-from directions.evaluate.report import plain as as_json
-from directions.evaluate.report import text, write
+from directions.evaluate.report import as_json, text, write
 from tests.pictures import colour_judge, plain
 
 # --- prompts

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 WITHIN_PENALTY = 0.1
-"""Mean variances within the two groups on the diagonal; any from 0.01 to 1 tells padding as well on the classes that
-are tested."""
+"""Mean variances on the diagonal. Not tuned: content and padding lie far apart in every class that is tested."""
 
 SCALE = 4.0
 """Distance of the two groups' means in score."""
