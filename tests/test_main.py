@@ -1,4 +1,5 @@
 import json
+import sys
 from dataclasses import replace
 
 import pytest
@@ -51,7 +52,7 @@ def test_estimate_writes_where_it_is_called_and_never_into_the_library(monkeypat
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("directions.sources.load_source", lambda *_: (None, None))
     monkeypatch.setattr("directions.sources.weights_hash", lambda _: "0" * 64)
-    monkeypatch.setattr("directions.estimate.estimate", lambda *_, **__: planted.direction)
+    monkeypatch.setattr(sys.modules["directions.estimate"], "estimate", lambda *_, **__: planted.direction)
     before = sorted(LIBRARY.iterdir())
     assert main(["estimate", "some-model", "--name", "mine"]) == 0
     assert (tmp_path / "mine.safetensors").is_file() and sorted(LIBRARY.iterdir()) == before
