@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
-from typing import Any, Iterator, Mapping, NamedTuple, Sequence
+from typing import Any, Iterable, Iterator, Mapping, NamedTuple, Sequence
 
 from .parquet import ParquetTable
 from .table import KINDS, LINES, PARQUET, Position, Table, suffix_of, text_of
@@ -85,7 +85,7 @@ def find_parts(path: Path, column: str | None, size: int) -> Iterator[Part]:
             number += 1
 
 
-def read_parts(path: Path, column: str | None, parts: Sequence[Part]) -> Iterator[tuple[Part, list[str]]]:
+def read_parts(path: Path, column: str | None, parts: Iterable[Part]) -> Iterator[tuple[Part, list[str]]]:
     """The prompts of these parts, which stand in their order, from one pass over each file from its first part on.
 
     So gzip is unpacked once and a row group of Parquet decoded once, not for each part. Raises as `read_rows` does.
