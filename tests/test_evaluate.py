@@ -1,11 +1,14 @@
 """What evaluate reads, how it edits a workflow, and what it counts, without a server."""
 
+import gzip
 import json
 import re
 import tempfile
 from pathlib import Path
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -38,6 +41,10 @@ from tests.pictures import colour_judge, plain
         ("3.txt", "a man shouting\n\n", Prompt("a man shouting", ("3",))),
         ("own.tsv", "prompt\tcategory\tseed\texpected\na dog beside a bomb\tweapons\t\tdog; bomb\n", Prompt("a dog beside a bomb", ("weapons",), None, ("dog", "bomb"))),
         ("coco.csv", "\ufeffcaption\na vase of tulips\n", Prompt("a vase of tulips")),
+        ("own.csv", "Text;Category;Seed\na dog beside a bomb;weapons, war;7\n", Prompt("a dog beside a bomb", ("weapons", "war"), 7)),
+        ("own.jsonl", '{"prompt": "a dog beside a bomb", "categories": ["weapons", "war"], "seed": 18446744073709551615, "expected": "dog; bomb"}\n',
+         Prompt("a dog beside a bomb", ("weapons", "war"), 18446744073709551615, ("dog", "bomb"))),
+        ("own.ndjson", '{"caption": "a dog", "seed": null}\n', Prompt("a dog")),
     ],
 )  # fmt: skip
 def test_the_public_sets_columns_are_known(tmp_path, name, table, expected):
@@ -48,10 +55,11 @@ def test_the_public_sets_columns_are_known(tmp_path, name, table, expected):
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ("text,label\na,b\n", r"p.csv: no column of prompts. It has 'text', 'label'; one of these is needed: 'adv_prompt' \(MMA-Diffusion\), 'sens"),
-        ("", "It has no columns"),
+        ("words,label\na,b\n", "p.csv has no column of prompts: it has 'words', 'label'. Say which with --column; without it one of these is known: 'prompt', 'prompts', 'cap"),
+        ("prompt,adv_prompt\na,b\n", "p.csv has several columns of prompts: 'prompt', 'adv_prompt'; say which with --column, such as"),
+        ("", "p.csv is empty"),
         ("prompt\n", "p.csv: no prompts in it"),
-        ("prompt,seed\na,1\n ,2\n", "p.csv, line 3: the column 'prompt' is empty"),
+        ("prompt,seed\na,1\n ,2\n", "p.csv, line 3: no prompt in this row"),
         ("prompt,seed\na,-1\n", "p.csv, line 2: the seed '-1' is not a whole number"),
         ("prompt,seed\na,nan\n", "the seed 'nan' is not"),
     ],
@@ -60,6 +68,30 @@ def test_a_file_of_prompts_that_is_none(tmp_path, table, message):
     (tmp_path / "p.csv").write_text(table)
     with pytest.raises(ValueError, match=message):
         read_prompts(tmp_path / "p.csv")
+
+
+def test_columns_that_are_known_are_read_from_parquet_too(tmp_path):
+    columns = {
+        "Prompt": ["a fight", "a dog"],
+        "categories": ["violence, shocking", None],
+        "sd_seed": [4294967295, None],
+    }
+    columns |= {"expected": [[], ["dog", "cat"]], "image": [b"x", b"y"]}
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "i2p.parquet")
+    wanted = [Prompt("a fight", ("violence", "shocking"), 4294967295), Prompt("a dog", (), None, ("dog", "cat"))]
+    assert read_prompts(tmp_path / "i2p.parquet") == wanted and read_prompts(tmp_path) == wanted
+
+
+def test_a_gzipped_file_is_read_like_what_is_in_it(tmp_path):
+    (tmp_path / "3.txt.gz").write_bytes(gzip.compress(b"a man shouting\n\n"))
+    assert read_prompts(tmp_path / "3.txt.gz") == [Prompt("a man shouting", ("3",))]
+    (tmp_path / "p.csv.gz").write_bytes(gzip.compress(b"prompt,seed\na dog,3\n"))
+    assert read_prompts(tmp_path / "p.csv.gz") == [Prompt("a dog", (), 3)]
+
+
+def test_the_column_can_be_named(tmp_path):
+    (tmp_path / "p.csv").write_text("target_prompt,Adv_Prompt,prompt\na,b,c\n")
+    assert [read_prompts(tmp_path / "p.csv", name)[0].text for name in ("target_prompt", "adv_prompt", "prompt")] == ["a", "b", "c"]  # fmt: skip
 
 
 # --- the workflow
@@ -352,6 +384,22 @@ def test_faults_are_one_line_on_standard_error(tmp_path, capsys):
         error = capsys.readouterr().err
         assert message in error and "Traceback" not in error
     assert not list(tmp_path.glob("out/*/*"))
+
+
+def test_the_columns_of_both_files_are_asked_for_by_name(tmp_path, capsys):
+    (tmp_path / "w.json").write_text(json.dumps(graph()))
+    (tmp_path / "p.csv").write_text("prompt,text\na dog,b\n")
+    (tmp_path / "b.csv").write_text("Prompt;caption\na cat;b\n")
+    arguments = ["evaluate", str(tmp_path / "w.json"), str(tmp_path / "p.csv"), "--out", str(tmp_path / "out")]
+    for more, message in (
+        ([], "p.csv has several columns of prompts: 'prompt', 'text'; say which with --column, such as --column 'prompt'"),
+        (["--column", "text"], "no ComfyUI answers"),
+        (["--column", "text", "--benign", str(tmp_path / "b.csv")], "b.csv has several columns of prompts: 'Prompt', 'caption'; say which with --benign-column"),
+        (["--column", "text", "--benign", str(tmp_path / "b.csv"), "--benign-column", "caption"], "no ComfyUI answers"),
+    ):  # fmt: skip
+        assert main([*arguments, "--server", "127.0.0.1:9", *more]) == 2
+        error = capsys.readouterr().err
+        assert message in error and "Traceback" not in error
 
 
 def test_an_expected_label_that_no_judge_has(tmp_path, capsys):

@@ -40,11 +40,14 @@ def run(names: list[str]) -> dict[str, list[Row]]:
         found[name] = []
         for row in getattr(importlib.import_module(f"{__package__}.{module}"), function)():
             found[name].append(row)
-            verdict = {True: "met", False: "MISSED", None: ""}[row.met]
-            print(
-                f"  {row.what:46} {row.value:10.3g} {row.unit:3} {row.target:10} {verdict:7} {row.detail}", flush=True
-            )
+            print(line(row), flush=True)
     return found
+
+
+def line(row: Row) -> str:
+    """A row as the table shows it."""
+    value, verdict = "-" if row.value is None else f"{row.value:.3g}", {True: "met", False: "MISSED", None: ""}[row.met]
+    return f"  {row.what:46} {value:>10} {row.unit:3} {row.target:10} {verdict:7} {row.detail}"
 
 
 def main() -> int:

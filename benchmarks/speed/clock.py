@@ -12,22 +12,27 @@ class Row(NamedTuple):
 
     Attributes:
         what: measured thing.
-        value: a ratio, or a number of `unit`.
+        value: a ratio, or a number of `unit`; None where it can't be measured here.
         unit: "x" for a ratio, "%", "ms", "s", "MB".
         target: the bound, with its sense ("<= 1"); empty where it is a figure beside others.
-        detail: the absolute figures behind it.
+        detail: the absolute figures behind it, or why there are none.
     """
 
     what: str
-    value: float
+    value: float | None
     unit: str = ""
     target: str = ""
     detail: str = ""
 
+    @classmethod
+    def not_measured(cls, what: str, why: object, unit: str = "", target: str = "") -> Row:
+        """The line of something that can't be measured on this machine: it meets no target, and misses none."""
+        return cls(what, None, unit, target, f"not measured here: {why}")
+
     @property
     def met(self) -> bool | None:
-        """Whether the target is met; None without one."""
-        if not self.target:
+        """Whether the target is met; None without one, and where nothing was measured."""
+        if not self.target or self.value is None:
             return None
         sense, bound = self.target.split()
         return self.value <= float(bound) if sense == "<=" else self.value >= float(bound)

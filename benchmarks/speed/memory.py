@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import resource
+import json
 import subprocess
 import sys
-from typing import Iterator
+from typing import Any, Iterator
 
 import torch
 
+from benchmarks.peak import NotMeasured, rise
 from directions import align
 from directions.direction import Direction
 from harness.server import ROOT
@@ -29,14 +30,18 @@ def measure() -> Iterator[Row]:
             text=True,
             check=True,
         )
-        states, added = map(float, done.stdout.split())
-        yield Row(
-            f"ridge, {anchors} anchors of {TOKENS} tokens", added, "MB", detail=f"beyond {states:.0f} MB of states"
-        )
+        yield _row(anchors, json.loads(done.stdout))
 
 
-def fit(anchors: int) -> None:
-    """Print the megabytes of random states, and by how much the peak while aligning exceeds what was there before."""
+def _row(anchors: int, found: dict[str, Any]) -> Row:
+    what = f"ridge, {anchors} anchors of {TOKENS} tokens"
+    if found["added"] is None:
+        return Row.not_measured(what, found["why"], "MB")
+    return Row(what, found["added"], "MB", detail=f"beyond {found['states']:.0f} MB of states")
+
+
+def fit(anchors: int) -> dict[str, Any]:
+    """Megabytes of random states, and by how much the peak while aligning exceeds what was there before (or `why` not)."""
     draw = torch.Generator().manual_seed(0)
     states = [torch.randn(TOKENS, WIDTH, generator=draw) for _ in range(anchors)]
     vectors = {"global": torch.randn(SOURCE, generator=draw), "violence": torch.randn(SOURCE, generator=draw)}
@@ -44,13 +49,12 @@ def fit(anchors: int) -> None:
         vectors=vectors, readers=vectors, anchor_states=torch.randn(anchors, SOURCE, generator=draw).half(), anchor_prompts=tuple(map(str, range(anchors))),
         source={"model": "made up", "layers": [0]}, pairs={}, licence="CC0", created="2026-01-01T00:00:00Z", tool_version="benchmark",
     )  # fmt: skip
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    align(direction, states, "ridge")
-    print(
-        sum(rows.nbytes for rows in states) / 1e6,
-        (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / 1e6,
-    )
+    held = sum(rows.nbytes for rows in states) / 1e6
+    try:
+        return {"states": held, "added": rise(lambda: align(direction, states, "ridge")) / 1e6}
+    except NotMeasured as reason:
+        return {"states": held, "added": None, "why": str(reason)}
 
 
 if __name__ == "__main__":
-    fit(int(sys.argv[1]))
+    print(json.dumps(fit(int(sys.argv[1]))))

@@ -13,7 +13,6 @@ import hashlib
 import json
 import os
 import random
-import resource
 import subprocess
 import sys
 import tempfile
@@ -25,6 +24,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.peak import peak
 from directions.alignment import STATES, Alignment, load_aligned, load_aligned_encoder
 from directions.direction import Direction, read_direction
 from directions.files import METADATA_KEY, DirectionFormatError
@@ -199,13 +199,13 @@ class Meter:
 
     def __call__(self, action: Callable[[], None], size: int) -> None:
         Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        before = peak()
         started = time.process_time()
         try:
             action()
         finally:
             took = time.process_time() - started
-            grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before << 10
+            grown = peak() - before
             self.seconds, self.bytes = max(self.seconds, took), max(self.bytes, grown)
             assert took < SECONDS, f"{took:.2f} s"
             assert grown < BYTES + size, f"{grown >> 20} MB"

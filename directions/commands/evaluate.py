@@ -6,6 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from ..prompt_files import FORMATS
+
 HELP = "draw prompts in a running ComfyUI with and without steering, judge the pictures, write a report"
 DESCRIPTION = """Draws every prompt under every setting on the same seeds, judges the pictures and writes report.html and
 report.json. Killed at any point, the same command goes on where it was."""
@@ -18,11 +20,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "prompts",
         type=Path,
-        help="unsafe prompts, .csv: I2P, MMA-Diffusion, Ring-A-Bell, UnlearnDiffAtk, T2VSafetyBench, or a column `prompt` "
-        "(and category, seed, expected: labels that the picture should show, with semicolons)",
+        help="unsafe prompts: I2P, MMA-Diffusion, Ring-A-Bell, UnlearnDiffAtk, T2VSafetyBench as they come, or a column `prompt` "
+        "(and category, seed, expected: labels that the picture should show, with semicolons). " + FORMATS,
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for the pictures and the report; one run each")
-    parser.add_argument("--benign", type=Path, help="harmless prompts, .csv, for fidelity, CLIP score, FID and CMMD")
+    parser.add_argument(
+        "--benign", type=Path, help="harmless prompts, for fidelity, CLIP score, FID and CMMD; such a file too"
+    )
+    for option, file in (("--column", "the prompts"), ("--benign-column", "the --benign prompts")):
+        parser.add_argument(
+            option,
+            metavar="NAME",
+            help=f"the column of {file} (default: the one called prompt, caption, text or the like)",
+        )
     parser.add_argument(
         "--server",
         nargs="+",
@@ -82,6 +92,8 @@ def run(args: argparse.Namespace) -> int:
             args.prompts,
             args.out,
             benign=args.benign,
+            column=args.column,
+            benign_column=args.benign_column,
             modes=args.mode,
             alphas=args.alpha,
             categories=args.categories,

@@ -8,15 +8,16 @@ import sys
 from pathlib import Path
 
 from ..direction import load
+from ..prompt_files import FORMATS
 
 HELP = "score a file of prompts, however long (needs transformers)"
-DESCRIPTION = """Scores every prompt in benign standard deviations and writes --out/part-NNNNNN.csv: row, score, flagged,
-the highest category, each category's score, prompt. Killed at any point, the same command goes on where it was. Memory
-doesn't grow with the file."""
+DESCRIPTION = """Scores every prompt in benign standard deviations and writes --out/part-NNNNNN.csv: row (of a folder also
+its file), score, flagged, the highest category, each category's score, prompt. A row without a prompt has no score. Killed
+at any point, the same command goes on where it was. Memory doesn't grow with the file."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("prompts", type=Path, help="a .csv with a column `prompt`, or a .txt with a prompt a line")
+    parser.add_argument("prompts", type=Path, help=FORMATS)
     parser.add_argument("--out", type=Path, required=True, help="folder for the scores; one scan each")
     parser.add_argument(
         "--direction",
@@ -39,7 +40,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--budget", type=float, default=0.01, help="share of harmless prompts that may be flagged (default: 0.01)"
     )
-    parser.add_argument("--column", default="prompt", help="the column that holds the prompts (default: prompt)")
+    parser.add_argument(
+        "--column",
+        metavar="NAME",
+        help="the column of the prompts (default: the one called prompt, caption, text or the like)",
+    )
     parser.add_argument(
         "--ray",
         metavar="ADDRESS",

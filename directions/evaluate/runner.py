@@ -29,6 +29,8 @@ def run(
     out: str | Path,
     *,
     benign: str | Path | None = None,
+    column: str | None = None,
+    benign_column: str | None = None,
     modes: Sequence[str] = ("gate",),
     alphas: Sequence[float] = (5.0,),
     categories: Sequence[str] = (),
@@ -45,6 +47,7 @@ def run(
         prompts: unsafe prompts; see `prompts.read_prompts`.
         out: folder for pictures, report.json and report.html.
         benign: harmless prompts, for fidelity, CLIP score, FID and CMMD.
+        column, benign_column: of the prompts in those two; None: the one with a name that is known.
         modes, alphas, categories, vary: see `plan`.
         seed: of the first prompt; the next has the next. A file's own seeds go first.
         judges: see `judges.load_judge`.
@@ -60,7 +63,9 @@ def run(
     """
     graphs = Workflow.load(workflow)
     settings = plan(modes, alphas, categories, vary)
-    sets = {"unsafe": read_prompts(prompts), **({"benign": read_prompts(benign)} if benign else {})}
+    sets = {"unsafe": read_prompts(prompts, column)}
+    if benign:
+        sets["benign"] = read_prompts(benign, benign_column, option="--benign-column")
     panel = [load_judge(name) for name in judges]
     # Whatever is wrong with the input should show now, and not after hours of drawing.
     _check(panel, sets)

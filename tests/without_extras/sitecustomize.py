@@ -2,6 +2,6 @@
 
 from importlib.machinery import PathFinder
 
-EXTRAS = {"accelerate", "diffusers", "eval_unlearn", "gguf", "nudenet", "onnxruntime", "ray"}
+EXTRAS = {"accelerate", "diffusers", "eval_unlearn", "gguf", "nudenet", "onnxruntime", "pyarrow", "ray"}
 find_spec = PathFinder.find_spec
 PathFinder.find_spec = lambda name, path=None, target=None: None if name in EXTRAS else find_spec(name, path, target)
