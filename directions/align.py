@@ -3,16 +3,18 @@ bank.py do the work."""
 
 from __future__ import annotations
 
-from typing import Sequence
+from typing import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from .alignment import STATES, Alignment
 from .bank import spacing_of
-from .direction import GLOBAL, Direction
+from .direction import Direction
+from .direction_format import GLOBAL
+from .languages import names_of
 from .maps import METHODS, Standard, fit_map
-from .readers import fit_readers, precision, source_scores
+from .readers import Anchors, fit_readers, precision, source_scores
 from .slot import QUANTILES, SlotAlignment
 
 SHRINKAGE = 1.0
@@ -28,21 +30,31 @@ LEVEL_TOKENS = 20_000
 HALF = torch.finfo(torch.float16).max
 
 
-def align(direction: Direction, states: Sequence[Tensor] | Tensor, method: str = "auto") -> Alignment:
+def align(
+    direction: Direction,
+    states: Sequence[Tensor] | Tensor | Mapping[str, Sequence[Tensor] | Tensor],
+    method: str = "auto",
+) -> Alignment:
     """Fit `direction` to the encoder that gave `states` for its anchor prompts.
 
     Mentions (hard negatives: harmless prompts that name something unsafe) teach how to read, and that alone: the map, the
-    levels and the bank come from the other anchors.
+    levels and the bank come from the other anchors; thresholds from those that aren't near the line either.
 
     Args:
         direction: what to fit.
         states: the target's states on `direction.anchor_prompts`, in order: a list of [T_i, W]
-            (content tokens), or one [N, W] (pooled).
+            (content tokens), or one [N, W] (pooled); or those of several slots of one encoder, by name.
         method: "svd", "ridge", "cca", "mlp", or "auto": the linear one with the best held-out benign R2.
 
     Raises:
         ValueError: the states don't fit the anchors, or an unknown method.
     """
+    if isinstance(states, Mapping):
+        if not states or not all(isinstance(name, str) and name and "." not in name for name in states):
+            raise ValueError(
+                f"slots are named, without full stops, and there is at least one; these are {list(states)}"
+            )
+        return Alignment({name: align_slot(direction, own, method) for name, own in states.items()})
     return Alignment({STATES: align_slot(direction, states, method)})
 
 
@@ -53,16 +65,26 @@ def align_slot(direction: Direction, states: Sequence[Tensor] | Tensor, method: 
     tokens, pooled = _check(direction, states)
     dtype = precision(pooled.shape[1])
     names = (GLOBAL, *direction.categories)
-    prompt_scores, token_scores = source_scores(direction, names, dtype)
-    mentioned = direction.mentioned
+    mentioned, everyday, groups = direction.mentioned, direction.everyday, direction.groups
     order = torch.argsort(mentioned.int(), stable=True)
-    tokens, token_scores = ([rows[i] for i in order.tolist()] for rows in (tokens, token_scores))
-    pooled, prompt_scores = pooled[order], prompt_scores[order]
     benign = int((~mentioned).sum())
-    reading = fit_readers(tokens, pooled, prompt_scores, token_scores, benign)
-
-    tokens, pooled = tokens[:benign], pooled[:benign]
-    source, target = direction.anchor_states[order[:benign]].to(dtype), pooled.to(dtype)
+    place, languages = torch.argsort(order), names_of(direction.languages)
+    prompt_scores, token_scores = source_scores(direction, names, dtype)
+    reading = fit_readers(
+        Anchors(
+            tokens=[tokens[i] for i in order.tolist()],
+            prompt_scores=prompt_scores[order],
+            token_scores=[token_scores[i] for i in order.tolist()],
+            benign=benign,
+            everyday=everyday[order[:benign]],
+            group=place[groups[order]],
+            language=torch.tensor([languages.index(direction.languages[i]) if direction.languages else 0 for i in order]),
+            languages=len(languages),
+        )
+    )
+    # The source read no translation: the map and what comes of it are of its own prompts.
+    own = [i for i in order[:benign].tolist() if groups[i] == i]
+    source, target = direction.anchor_states[own].to(dtype), pooled[own].to(dtype)
     source_standard, target_standard = Standard.of(source), Standard.of(target)
     s, t = source_standard(source), target_standard(target)
     to_target, fit = fit_map(s, t, method)
@@ -71,13 +93,16 @@ def align_slot(direction: Direction, states: Sequence[Tensor] | Tensor, method: 
         for name in names
     ]
     vectors = _separate(torch.stack(steps) * target_standard.spread, target).float()
+    tokens = [tokens[i] for i in order[:benign].tolist()]
     bank = _bank(tokens, reading.center, reading.readers[0]).clamp(-HALF, HALF).half().unique(dim=0)
     return SlotAlignment(
         names=names,
+        languages=languages,
         vectors=vectors,
         token_levels=_token_levels(tokens, vectors, reading.center),
         bank=bank,
         bank_spacing=spacing_of(bank),
+        anchor_everyday=everyday[order[:benign]].float(),
         fit=fit,
         direction={
             "name": direction.name,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Mapping, Sequence
 
@@ -10,11 +11,13 @@ import torch
 from torch import Tensor
 
 from . import files
-from .direction import GLOBAL
-from .place import Place, is_packed_place
+from .alignment_format import by_slot, encoder_fault
+from .direction_format import GLOBAL
+from .place import Place
 from .slot import SlotAlignment, pack, packed_fault, unpack
-from .special_tokens import MAX_ROLES, SpecialTokenBank
+from .special_tokens import SpecialTokenBank
 from .steer import SteeringSettings, steer
+from .verdict import Calibrations, Verdict
 
 PROBE_PROMPT = 'a red bicycle leaning on a wall that says "open" in spring'
 """Its states tell encoders apart. The quotes are for encoders that fill a slot from lettering alone."""
@@ -22,6 +25,9 @@ PROBE_PROMPT = 'a red bicycle leaning on a wall that says "open" in spring'
 SAME_ENCODER = 0.99
 """Cosine of two probes, from the benign centre, above which they are the same encoder's: 8 bit roundings of its weights lie
 above, a LoRA of a tenth of their size and 4 bits below (tests/test_alignment.py)."""
+
+States = Tensor | Mapping[str, Tensor]
+Masks = Tensor | Mapping[str, Tensor] | None
 
 STATES = "states"
 """The slot's name where an alignment was made for states without an encoder."""
@@ -78,55 +84,105 @@ class Alignment:
         """The encoder's mean state on PROBE_PROMPT by slot, [W]."""
         return {name: slot.probe for name, slot in self.slots.items() if slot.probe is not None}
 
+    @cached_property
+    def calibrations(self) -> Calibrations:
+        """Harmless prompts' scores for any of the slots together."""
+        return Calibrations(self.slots)
+
     def score(self, states: Tensor, category: str | None = None) -> Tensor:
-        """Score tokens: [..., T, W] -> [..., T], in benign standard deviations; positive is unsafe."""
+        """Score tokens of the only slot: [..., T, W] -> [..., T], in benign standard deviations; positive is unsafe."""
         return self.slot.score(states, category)
 
-    def prompt_score(self, states: Tensor, category: str | None = None, mask: Tensor | None = None) -> Tensor:
-        """Score prompts: [..., T, W] -> [...], in benign standard deviations; positive is unsafe.
+    def prompt_scores(self, states: States, masks: Masks = None) -> Tensor:
+        """Score prompts by every name: -> [..., K], in standard deviations of everyday harmless prompts; positive is unsafe.
+
+        The scores of the slots that are given are one: a prompt has one verdict. Each row of a batch is a prompt of its own.
+
+        Args:
+            states: [..., T, W] of the only slot, or those of several by name.
+            masks: bool [..., T], the prompts' own tokens, in the same form; None is all.
+        """
+        rows, content = self._by_slot(states, masks)
+        scores = [self.slots[name].prompt_scores(own, content.get(name)) for name, own in rows.items()]
+        return self.calibrations.of(list(rows)).scores(scores)
+
+    def prompt_score(self, states: States, category: str | None = None, mask: Masks = None) -> Tensor:
+        """Score prompts: [..., T, W] -> [...]; see `prompt_scores`.
 
         Without a category (or for `global`) the global reading and the highest category's are added.
         """
-        return self.slot.prompt_scores(states, (category or GLOBAL,), mask)[..., 0]
+        return self.prompt_scores(states, mask)[..., self._index(category or GLOBAL)]
 
     def threshold(self, budget: float, category: str | None = None) -> float:
-        """The prompt score that a share `budget` of benign anchors exceeds."""
-        return self.slot.threshold(budget, category)
+        """The prompt score that a share `budget` of everyday harmless prompts exceeds; of all slots together."""
+        name = category or GLOBAL
+        self._index(name)
+        return self.calibrations.of(list(self.slots)).threshold(budget, name)
 
     def flagged(
-        self, states: Tensor, budget: float, categories: Sequence[str] | None = None, mask: Tensor | None = None
+        self, states: States, budget: float, categories: Sequence[str] | None = None, mask: Masks = None
     ) -> Tensor:
         """Which prompts score above the threshold of any of `categories` (default: global): [..., T, W] -> bool [...].
 
         Several categories share the budget evenly, so that together they stay within it.
         """
-        return self.slot.flagged(states, budget, self.slot.chosen(categories), mask)
+        return self.verdict(states, budget, categories, mask).flagged
+
+    def verdict(
+        self, states: States, budget: float, categories: Sequence[str] | None = None, masks: Masks = None
+    ) -> Verdict:
+        """Which prompts are flagged, and how unsafe they are; see `Verdict`."""
+        names = next(iter(self.slots.values())).chosen(categories)
+        slots = list(states) if isinstance(states, Mapping) else list(self.slots)
+        return self.calibrations.of(slots).verdict(self.prompt_scores(states, masks), budget, names)
 
     def steer(
         self,
-        states: Tensor,
+        states: States,
         alpha: float = 5.0,
         mode: str = "add",
         categories: Sequence[str] | None = None,
-        mask: Tensor | None = None,
+        mask: Masks = None,
         budget: float = 0.01,
-    ) -> Tensor:
-        """Move states to the safe side; same shape, dtype and device.
+    ) -> Any:
+        """Move states to the safe side; same form, shape, dtype and device.
 
         Args:
-            states: [..., T, W].
+            states: [..., T, W] of the only slot, or those of several by name: a prompt is then steered in all or none.
             alpha: strength in pooled benign spreads; negative moves to the unsafe side ("add").
-            mode: "add" (the paper), "project" (one-sided, to the benign level) or "gate" (flagged
-                prompts only, landing among benign states; everything else comes out bit-identical).
+            mode: "add" (the paper), "project" (one-sided, to the benign level), "gate" (flagged prompts only, landing among
+                benign states; everything else comes out bit-identical) or "graded" (strength grows with the prompt's score
+                from nothing at a floor, and it lands above the threshold).
             categories: which directions; None is the global one.
-            mask: bool [..., T], true on the tokens that may move; None is all.
-            budget: share of benign prompts that may be flagged ("gate"), or of benign tokens ("project").
+            mask: bool [..., T], true on the tokens that may move, in the form of the states; None is all.
+            budget: share of everyday harmless prompts that may be flagged, or of benign tokens ("project").
 
         Raises:
             ValueError: a width, mask, mode, category, budget or strength that doesn't fit; it says which.
         """
-        chosen = self.slot.chosen(categories) if categories else None
-        return steer(self.slot, states, SteeringSettings(mode, alpha, chosen, budget), mask)
+        chosen = next(iter(self.slots.values())).chosen(categories) if categories else None
+        settings = SteeringSettings(mode, alpha, chosen, budget)
+        settings.check()
+        rows, content = self._by_slot(states, mask)
+        verdict = self.verdict(states, budget, categories, mask) if settings.judges else None
+        steered = {
+            name: steer(self.slots[name], own, settings, content.get(name), verdict) for name, own in rows.items()
+        }
+        return steered if isinstance(states, Mapping) else next(iter(steered.values()))
+
+    def _by_slot(self, states: States, masks: Masks) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
+        if not isinstance(states, Mapping):
+            name = next(iter(self.slots))
+            self.slot.check(states)
+            return {name: states}, {} if masks is None else {name: masks}  # type: ignore[dict-item]
+        if not states or not set(states) <= set(self.slots):
+            raise ValueError(f"states of {', '.join(states) or 'no slot'}: this alignment has {', '.join(self.slots)}")
+        if masks is not None and not isinstance(masks, Mapping):
+            raise ValueError("masks of several slots are given by name, as their states are")
+        return states, masks or {}
+
+    def _index(self, name: str) -> int:
+        return next(iter(self.slots.values())).index(name)
 
     def fits(self, probes: Mapping[str, Tensor]) -> bool:
         """Whether an encoder that gives `probes` is the one that this was made for.
@@ -142,21 +198,21 @@ class Alignment:
 
     def save(self, path: str | Path) -> Path:
         """Write the file, whole or not at all."""
-        if not self.places:
+        if list(self.slots) == [STATES] and not self.places:
             return files.write(path, "aligned", *pack(self.slot))
         tensors: dict[str, Tensor] = {}
         metadata: dict[str, Any] = {}
         for name, slot in self.slots.items():
             own, facts = pack(slot)
-            assert slot.place is not None and slot.probe is not None
-            own["probe"] = slot.probe.float()
+            if slot.place is not None and slot.probe is not None:
+                own["probe"], facts["place"] = slot.probe.float(), slot.place.pack()
             if slot.padding is not None:
                 own["padding"] = slot.padding.float()
             if slot.special_tokens is not None:
                 own |= {"edge_prompts": slot.special_tokens.prompts, "edge_states": slot.special_tokens.states}
                 facts["edge_roles"] = list(slot.special_tokens.roles)
             tensors |= {f"{name}.{part}": tensor for part, tensor in own.items()}
-            metadata[name] = {**facts, "place": slot.place.pack()}
+            metadata[name] = facts
         return files.write(path, "aligned-encoder", tensors, {"slots": metadata})
 
 
@@ -166,11 +222,11 @@ def load_aligned(path: str | Path) -> Alignment:
     Raises:
         DirectionFormatError: what is wrong with the file, and where.
     """
-    tensors, metadata = files.read(path, {"aligned": packed_fault, "aligned-encoder": _fault})
+    tensors, metadata = files.read(path, {"aligned": packed_fault, "aligned-encoder": encoder_fault})
     file = Path(path).name
     if metadata["kind"] == "aligned":
         return Alignment({STATES: unpack(tensors, metadata, file)})
-    parts = _by_slot(tensors)
+    parts = by_slot(tensors)
     return Alignment({name: _unpack_slot(parts[name], facts, file) for name, facts in metadata["slots"].items()})
 
 
@@ -180,11 +236,10 @@ def load_aligned_encoder(path: str | Path) -> Alignment:
     Raises:
         DirectionFormatError: what is wrong with the file, and where; also one that was made for states alone.
     """
-    tensors, metadata = files.read(path, {"aligned-encoder": _fault})
-    parts = _by_slot(tensors)
-    return Alignment(
-        {name: _unpack_slot(parts[name], facts, Path(path).name) for name, facts in metadata["slots"].items()}
-    )
+    aligned = load_aligned(path)
+    if set(aligned.places) != set(aligned.slots):
+        raise files.DirectionFormatError(f"{Path(path).name}: it was made for states, not for an encoder")
+    return aligned
 
 
 def load_states(path: str | Path) -> Tensor:
@@ -203,61 +258,8 @@ def load_states(path: str | Path) -> Tensor:
 
 
 def _unpack_slot(own: dict[str, Tensor], facts: Mapping[str, Any], file: str) -> SlotAlignment:
-    probe, padding, special = own.pop("probe"), own.pop("padding", None), None
+    probe, padding, special = own.pop("probe", None), own.pop("padding", None), None
     if "edge_roles" in facts:
         special = SpecialTokenBank(own.pop("edge_prompts"), own.pop("edge_states"), tuple(facts["edge_roles"]))
-    place = Place.unpack(facts["place"])
+    place = Place.unpack(facts["place"]) if "place" in facts else None
     return replace(unpack(own, facts, file), place=place, probe=probe, padding=padding, special_tokens=special)
-
-
-def _by_slot(entries: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    slots: dict[str, dict[str, Any]] = {}
-    for name, entry in entries.items():
-        slot, _, part = name.rpartition(".")
-        slots.setdefault(slot, {})[part] = entry
-    return slots
-
-
-def _fault(entries: Mapping[str, tuple], metadata: Mapping[str, Any]) -> str | None:
-    slots = metadata.get("slots")
-    if (
-        not isinstance(slots, dict)
-        or not slots
-        or not all(isinstance(f, dict) and s and "." not in s for s, f in slots.items())
-    ):
-        return "the metadata's slots are not an object of named objects"
-    if {name.rpartition(".")[0] for name in entries} != set(slots):
-        return f"the tensors are not those of the slots {str(sorted(slots))[:400]}"
-    parts = _by_slot(entries)
-    return next((fault for slot, facts in slots.items() if (fault := _slot_fault(slot, parts[slot], facts))), None)
-
-
-def _slot_fault(slot: str, own: dict[str, tuple], facts: Mapping[str, Any]) -> str | None:
-    where = f"slot {slot[:40]!r}"
-    probe, padding = own.pop("probe", ("F32", ())), own.pop("padding", ("F32", ()))
-    prompts, states = own.pop("edge_prompts", None), own.pop("edge_states", None)
-    fault = packed_fault(own, facts)
-    if fault:
-        return f"{where}: {fault}"
-    width = own["center"][1][0]
-    if probe != ("F32", (width,)):
-        return f"{where}: the probe is {probe[0]} {list(probe[1])}, not F32 {[width]}"
-    if padding not in (("F32", ()), ("F32", (width + 1,))):
-        return f"{where}: the padding reader is {padding[0]} {list(padding[1])}, not F32 {[width + 1]}"
-    if not _is_special_token_bank(prompts, states, facts.get("edge_roles"), width):
-        found = f"{prompts} and {states} with roles {str(facts.get('edge_roles'))[:80]}"
-        return f"{where}: the edge states {found} are not F16 [M, {width}] and [M, roles, {width}]"
-    if not is_packed_place(facts.get("place"), slot, width):
-        return f"{where}: the metadata's place is not what one is made of"
-    return None
-
-
-def _is_special_token_bank(prompts: tuple | None, states: tuple | None, roles: Any, width: int) -> bool:
-    if prompts is None or states is None or roles is None:
-        return (prompts, states, roles) == (None, None, None)
-    if not isinstance(roles, list) or not roles or len(set(map(str, roles))) < len(roles):
-        return False
-    if not all(type(role) is int and abs(role) <= MAX_ROLES for role in roles):
-        return False
-    rows = prompts[1][0] if prompts[1] else 0
-    return rows > 0 and prompts == ("F16", (rows, width)) and states == ("F16", (rows, len(roles), width))

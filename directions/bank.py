@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .direction import SHORTEST
+from .direction_format import SHORTEST
 
 NEIGHBOURS = 4
 """Bank states that a landed state is made of. With 1, 2 and 8 attacks differ by less than 0.02 (RESULTS.md, Pictures)."""

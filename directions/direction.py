@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Mapping, Sequence
@@ -13,15 +12,10 @@ import torch
 from torch import Tensor
 
 from . import files
+from .direction_format import GLOBAL, LONGEST, SHORTEST, counts_fault, format_fault
 from .files import DirectionFormatError
 
 LIBRARY = Path(__file__).parent / "library"
-GLOBAL = "global"
-MAX_PROMPT = 2000
-# Of vectors and readers: beyond, float32 sums underflow or overflow.
-SHORTEST, LONGEST = 1e-12, 1e12
-_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
-_REQUIRED = ("source", "categories", "anchor_prompts", "pairs", "licence", "created", "tool_version")
 
 
 @dataclass(frozen=True)
@@ -40,8 +34,14 @@ class Direction:
         token_counts: how many of the S tokens are each anchor's, [N].
         source: the model's name, the hash of its weights, layers, pooling and prompt template.
         pairs: how many pairs there were per category, and their hash.
+        prompt_scores: how unsafe the source finds each anchor, by readers that see more than `anchor_states`, such as several
+            layers: float16 [N, K], in the order of the token scores. Empty in files that carry none.
         mentions: those of the anchor prompts that name something unsafe in a harmless setting ("a poster that warns of
-            heroin"): they teach a target what the words look like, and count for no benign level.
+            heroin"; hard negatives): they teach a target what the words look like, and count for no benign level.
+        near: those that are harmless and come near the line ("a nude statue in a museum"): they count for no budget.
+        languages: each anchor's language; empty where all are in the source's own. One in another language is a translation:
+            its states and prompt scores are its original's, and it has no token scores.
+        originals: which anchor each one translates, itself where it is none: int64 [N]; empty as `languages`.
     """
 
     vectors: Mapping[str, Tensor]
@@ -52,7 +52,11 @@ class Direction:
     pairs: Mapping[str, Any]
     token_scores: Tensor = field(default_factory=lambda: torch.empty(0))
     token_counts: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
+    prompt_scores: Tensor = field(default_factory=lambda: torch.empty(0))
     mentions: tuple[str, ...] = ()
+    near: tuple[str, ...] = ()
+    languages: tuple[str, ...] = ()
+    originals: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
     licence: str = ""
     created: str = ""
     tool_version: str = ""
@@ -69,14 +73,27 @@ class Direction:
         return self.anchor_states.shape[1]
 
     @property
+    def groups(self) -> Tensor:
+        """The anchor that each anchor is or translates, int64 [N]."""
+        return self.originals if len(self.originals) else torch.arange(len(self.anchor_prompts))
+
+    @property
     def mentioned(self) -> Tensor:
-        """Which anchors are mentions, bool [N]."""
-        named = set(self.mentions)
-        return torch.tensor([prompt in named for prompt in self.anchor_prompts], dtype=torch.bool)
+        """Which anchors are mentions, or translate one, bool [N]."""
+        return self._among(self.mentions)
+
+    @property
+    def everyday(self) -> Tensor:
+        """Which anchors a budget speaks of: neither mentions nor near the line, bool [N]."""
+        return ~(self.mentioned | self._among(self.near))
+
+    def _among(self, prompts: Sequence[str]) -> Tensor:
+        known = set(prompts)
+        return torch.tensor([prompt in known for prompt in self.anchor_prompts], dtype=torch.bool)[self.groups]
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over the vectors, readers, anchors, mentions and token scores: what an alignment depends on."""
+        """SHA-256 over vectors, readers, anchors, their kinds and scores: what an alignment depends on."""
         digest = hashlib.sha256("\n".join(self.anchor_prompts).encode())
         for group in (self.vectors, self.readers):
             for name in sorted(group):
@@ -85,97 +102,80 @@ class Direction:
         digest.update(self.token_counts.numpy().tobytes())
         if self.mentioned.any():
             digest.update(self.mentioned.numpy().tobytes())
+        for extra in (self.prompt_scores.half(), self.everyday if self.near else None, self.originals):
+            if extra is not None and len(extra):
+                digest.update(extra.numpy().tobytes())
         return digest.hexdigest()
+
+    def picked(self, index: Sequence[int]) -> "Direction":
+        """The direction with some of its anchors, in this order; translations of what is left out are left out too.
+
+        Raises:
+            ValueError: fewer than two everyday anchors are left.
+        """
+        own = set(index)
+        rows = [i for i in index if int(self.groups[i]) in own]
+        if int(self.everyday[rows].sum()) < 2:
+            raise ValueError("fewer than two everyday anchors are left")
+        place = {i: new for new, i in enumerate(rows)}
+        counts = self.token_counts[rows] if len(self.token_counts) else self.token_counts
+        scores = self.token_scores
+        if len(scores):
+            parts = scores.split(self.token_counts.tolist())
+            scores = torch.cat([parts[i] for i in rows])
+        return replace(
+            self,
+            anchor_states=self.anchor_states[rows],
+            anchor_prompts=tuple(self.anchor_prompts[i] for i in rows),
+            token_scores=scores,
+            token_counts=counts,
+            prompt_scores=self.prompt_scores[rows] if len(self.prompt_scores) else self.prompt_scores,
+            languages=tuple(self.languages[i] for i in rows) if self.languages else (),
+            originals=torch.tensor([place[int(self.groups[i])] for i in rows])
+            if len(self.originals)
+            else self.originals,
+        )
 
     def save(self, path: str | Path) -> Path:
         """Write the file, whole or not at all; `files.py` and `_fault` below say what it holds."""
+        own = (self.groups == torch.arange(len(self.anchor_prompts))).nonzero().flatten()
+        prompts = [self.anchor_prompts[i] for i in own.tolist()]
         tensors = {f"direction.{name}": vector.float() for name, vector in self.vectors.items()}
         tensors |= {f"reader.{name}": reader.float() for name, reader in self.readers.items()}
-        tensors["anchors.states"] = self.anchor_states.half()
+        tensors["anchors.states"] = self.anchor_states[own].half()
         if len(self.token_scores):
-            tensors |= {
-                "anchors.token_scores": self.token_scores.half(),
-                "anchors.token_counts": self.token_counts.float(),
-            }
-        metadata = {
+            whole = len(self.token_counts) == len(self.anchor_prompts)
+            counts = (self.token_counts[own] if whole else self.token_counts).float()
+            tensors |= {"anchors.token_scores": self.token_scores.half(), "anchors.token_counts": counts}
+        if len(self.prompt_scores):
+            tensors["anchors.prompt_scores"] = self.prompt_scores[own].half()
+        metadata: dict[str, Any] = {
             "source": dict(self.source),
             "categories": list(self.categories),
-            "anchor_prompts": list(self.anchor_prompts),
+            "anchor_prompts": prompts,
             "pairs": dict(self.pairs),
             "licence": self.licence,
             "created": self.created,
             "tool_version": self.tool_version,
         }
-        if self.mentioned.any():
-            metadata["mentions"] = [
-                prompt for prompt, mentioned in zip(self.anchor_prompts, self.mentioned) if mentioned
+        for name, chosen in (("mentions", set(self.mentions)), ("near", set(self.near))):
+            if kept := [prompt for prompt in prompts if prompt in chosen]:
+                metadata[name] = kept
+        if len(own) < len(self.anchor_prompts):
+            place = {index: i for i, index in enumerate(own.tolist())}
+            rows = zip(self.languages, self.groups.tolist(), self.anchor_prompts)
+            metadata["translations"] = [
+                [language, place[original], prompt]
+                for i, (language, original, prompt) in enumerate(rows)
+                if original != i
             ]
-        fault = _fault(
-            {name: ("F16" if t.dtype == torch.float16 else "F32", tuple(t.shape)) for name, t in tensors.items()},
-            metadata,
-        )
+        fault = format_fault({name: (_CODES[t.dtype], tuple(t.shape)) for name, t in tensors.items()}, metadata)
         if fault:
             raise ValueError(f"can't save this direction: {fault}")
         return files.write(path, "direction", tensors, metadata)
 
 
-def is_name(text: Any) -> bool:
-    """Whether `text` can be a category: lower-case letters, digits, "_" and "-"; at most 64."""
-    return isinstance(text, str) and _NAME.fullmatch(text) is not None
-
-
-def _fault(entries: Mapping[str, tuple], metadata: Mapping[str, Any]) -> str | None:
-    missing = [key for key in _REQUIRED if key not in metadata]
-    if missing:
-        return f"the metadata lacks {missing}"
-    if not isinstance(metadata["source"], dict) or not isinstance(metadata["source"].get("model"), str):
-        return "the metadata's source does not name a model"
-    if not isinstance(metadata["pairs"], dict):
-        return "the metadata's pairs are not an object"
-    if not all(isinstance(metadata[key], str) for key in ("licence", "created", "tool_version")):
-        return "the metadata's licence, created and tool_version are not text"
-    names = metadata["categories"]
-    if not isinstance(names, list) or not all(map(is_name, names)) or len(set(names)) != len(names) or GLOBAL in names:
-        return "the metadata's categories are not a list of distinct short names"
-    expected = {f"direction.{name}" for name in (GLOBAL, *names)} | {"anchors.states"}
-    readers = {f"reader.{name}" for name in (GLOBAL, *names)}
-    if any(name.startswith("reader.") for name in entries):
-        expected |= readers
-    if any(name.startswith("anchors.token_") for name in entries):
-        expected |= {"anchors.token_scores", "anchors.token_counts"}
-    if set(entries) != expected:
-        return f"tensors {str(sorted(set(entries) ^ expected)[:5])[:400]} are missing or unknown"
-    for name, (dtype, _) in entries.items():
-        if dtype != ("F16" if name in ("anchors.states", "anchors.token_scores") else "F32"):
-            return f"{name} has dtype {dtype}"
-    shape = entries["anchors.states"][1]
-    if len(shape) != 2 or shape[0] < 2:
-        return f"anchors.states has shape {list(shape)}, not [N, D] with at least two anchors"
-    if "anchors.token_scores" in expected:
-        scores, counts = entries["anchors.token_scores"][1], entries["anchors.token_counts"][1]
-        if len(scores) != 2 or scores[1] != len(names) + 1 or tuple(counts) != (shape[0],):
-            found = f"{list(scores)} and {list(counts)}, not [S, {len(names) + 1}] and [{shape[0]}]"
-            return f"anchors.token_scores and anchors.token_counts have shapes {found}"
-    for name in sorted(name for name in expected if not name.startswith("anchors.")):
-        if entries[name][1] != (shape[1],):
-            return f"{name} has shape {list(entries[name][1])}; the anchors are {shape[1]} wide"
-    prompts = metadata["anchor_prompts"]
-    if (
-        not isinstance(prompts, list)
-        or len(prompts) != shape[0]
-        or not all(isinstance(p, str) and 0 < len(p) <= MAX_PROMPT for p in prompts)
-    ):
-        return f"the metadata has not one prompt of 1 to {MAX_PROMPT} letters for each of the {shape[0]} anchor states"
-    mentions = metadata.get("mentions", [])
-    if (
-        not isinstance(mentions, list)
-        or not all(isinstance(p, str) for p in mentions)
-        or not (named := set(mentions)) <= set(prompts)
-    ):
-        return "the metadata's mentions are not a list of anchor prompts"
-    if sum(prompt not in named for prompt in prompts) < 2:
-        return "the metadata's mentions leave fewer than two other anchors"
-    return None
+_CODES = {torch.float16: "F16", torch.float32: "F32"}
 
 
 def read_direction(path: str | Path) -> Direction:
@@ -185,7 +185,7 @@ def read_direction(path: str | Path) -> Direction:
         DirectionFormatError: what is wrong with the file, and where.
     """
     path = Path(path)
-    tensors, metadata = files.read(path, {"direction": _fault})
+    tensors, metadata = files.read(path, {"direction": format_fault})
     named = {
         kind: {name.removeprefix(kind): tensor for name, tensor in tensors.items() if name.startswith(kind)}
         for kind in ("direction.", "reader.")
@@ -196,26 +196,28 @@ def read_direction(path: str | Path) -> Direction:
                 raise DirectionFormatError(
                     f"{path.name}: {kind}{name} is {vector.norm():.3g} long (all zeros, or nothing that was learned)"
                 )
-    counts = tensors.get("anchors.token_counts", torch.empty(0)).long()
     scores = tensors.get("anchors.token_scores", torch.empty(0))
-    # The largest is looked at too: a sum of large ones goes round to a small number.
-    if len(counts) and (
-        counts.min() < 1
-        or counts.max() > len(scores)
-        or counts.sum() != len(scores)
-        or (counts != tensors["anchors.token_counts"]).any()
-    ):
-        raise DirectionFormatError(
-            f"{path.name}: anchors.token_counts are not whole numbers that add up to the {len(scores)} token scores"
-        )
+    counts = tensors.get("anchors.token_counts", torch.empty(0))
+    if fault := counts_fault(counts, len(scores)):
+        raise DirectionFormatError(f"{path.name}: {fault}")
+    translations = metadata.get("translations", [])
+    own = len(metadata["anchor_prompts"])
+    originals = torch.tensor(
+        [*range(own), *(index for _, index, _ in translations)] if translations else [], dtype=torch.long
+    )
+    of_prompts = tensors.get("anchors.prompt_scores", torch.empty(0))
     return Direction(
         vectors=named["direction."],
         readers=named["reader."],
-        anchor_states=tensors["anchors.states"],
-        anchor_prompts=tuple(metadata["anchor_prompts"]),
+        anchor_states=tensors["anchors.states"][originals] if translations else tensors["anchors.states"],
+        anchor_prompts=(*metadata["anchor_prompts"], *(prompt for _, _, prompt in translations)),
         token_scores=scores,
-        token_counts=counts,
+        token_counts=torch.cat([counts.long(), torch.zeros(len(translations) if len(counts) else 0, dtype=torch.long)]),
+        prompt_scores=of_prompts[originals] if len(of_prompts) and translations else of_prompts,
         mentions=tuple(metadata.get("mentions", ())),
+        near=tuple(metadata.get("near", ())),
+        languages=(*["en"] * own, *(language for language, _, _ in translations)) if translations else (),
+        originals=originals,
         name=path.stem,
         **{key: metadata[key] for key in ("source", "pairs", "licence", "created", "tool_version")},
     )

@@ -12,8 +12,10 @@ from typing import Any, Mapping, NamedTuple, Sequence
 import torch
 from torch import Tensor
 
-from .direction import GLOBAL, Direction
-from .prompts import Pair, pairs_hash
+from .direction import Direction
+from .direction_format import GLOBAL
+from .prompts import Pair, Translation, pairs_hash
+from .selection import chosen, translated
 from .sources import Progress, pooled_states, quiet, token_ids, token_states
 
 TOOL_VERSION = "0.1.0"
@@ -25,6 +27,10 @@ BENIGN_TOKENS = 30_000
 
 POOLING = {"pooling": "mean over prompt tokens", "template": "{prompt}"}
 
+READING_DEPTHS = (0.27, 0.53, 0.8)
+"""How deep the layers lie, as shares of the model's depth, that prompts are read from together. One layer takes mentions for
+unsafe twice as often; five find fewer unsafe prompts (RESULTS.md, The source)."""
+
 
 def estimate(
     model,
@@ -34,18 +40,21 @@ def estimate(
     layer: int | Sequence[int] | str = "auto",
     *,
     mentions: Sequence[str] = (),
+    near: Sequence[str] = (),
+    translations: Sequence[Translation] = (),
+    most: int | None = None,
     source: Mapping[str, Any] | None = None,
     licence: str = "",
     progress: Progress = quiet,
     keep: Path | None = None,
 ) -> Direction:
-    """Learn `global` and one direction per category, with a reader for each, and score the anchors' tokens.
+    """Learn `global` and one direction per category, with a reader for each, and score the anchors and their tokens.
 
     A direction is the mean over pairs of pooled(safe) - pooled(unsafe): arXiv 2606.05290, step 1.
     A reader is a logistic regression of unsafe halves against safe halves, anchors and mentions, on the same
-    states: the direction is what to add, the reader is how to tell (benchmarks/RESULTS.md). Tokens are
-    scored by a regression of the tokens that make the difference in a pair against anchors' tokens: a word
-    that is only mentioned scores like the word, its prompt does not.
+    states: the direction is what to add, the reader is how to tell (benchmarks/RESULTS.md). The anchors are scored by
+    readers on several layers. Tokens are scored by a regression of the tokens that make the difference in a pair against
+    anchors' tokens: a word that is only mentioned scores like the word, its prompt does not.
 
     Args:
         model, tokenizer: a transformers causal language model and its tokenizer.
@@ -54,6 +63,9 @@ def estimate(
         layer: hidden-state index, several (their features are concatenated), or "auto": the layer
             whose reader separates unseen themes best.
         mentions: harmless prompts that name what is unsafe; what the model says of them goes into the file beside the anchors.
+        near: those of the anchors that come near the line.
+        translations: of anchors and mentions; the file carries the prompts alone.
+        most: anchors and mentions that the file is to carry; those near the line and mentions that say least are left out.
         source: facts about the model for the file: at least `model`, its name.
         keep: a folder for the model's states as they are read, of one model, so that a killed run goes on where it was.
 
@@ -66,35 +78,63 @@ def estimate(
     if len(pairs) < 8 or len(anchors) < 16:
         raise ValueError(f"{len(pairs)} pairs and {len(anchors)} anchors are too few: at least 8 and 16 are needed")
     read = _Model(model, tokenizer, progress, keep)
-    layers = _layers(layer, model.config.get_text_config().num_hidden_layers)
-    states = read.pooled([*anchors, *(p.safe for p in pairs), *(p.unsafe for p in pairs)], layers)
+    depth = model.config.get_text_config().num_hidden_layers
+    prompts = [*anchors, *mentions]
+    halves = [*(p.safe for p in pairs), *(p.unsafe for p in pairs)]
+    reading = sorted({round(depth * share) for share in READING_DEPTHS})
+    layers = _layers(layer, depth)
+    columns = list(dict.fromkeys([*layers, *reading]))
+    states = read.pooled([*prompts, *halves], columns)
     if layer == "auto":
-        best = choose_layer(states, pairs, len(anchors), progress)
-        layers, states = [layers[best]], states[:, best : best + 1]
-    benign, safe, unsafe = states.flatten(1).split([len(anchors), len(pairs), len(pairs)])
-    named = read.pooled(mentions, layers).flatten(1) if mentions else benign[:0]
+        candidates = torch.cat([states[: len(anchors), : len(layers)], states[len(prompts) :, : len(layers)]])
+        layers = [layers[choose_layer(candidates, pairs, len(anchors), progress)]]
     groups = {GLOBAL: torch.ones(len(pairs), dtype=torch.bool)}
     groups |= {c: torch.tensor([p.category == c for p in pairs]) for c in sorted({p.category for p in pairs})}
-    own, unsafe_tokens = read.tokens(anchors, [p.unsafe for p in pairs], layers)
-    named_tokens = read.tokens(mentions, [], layers)[0] if mentions else []
+    at = [columns.index(one) for one in layers]
+    own, safe, unsafe = states[:, at].flatten(1).split([len(prompts), len(pairs), len(pairs)])
+    several = states[:, [columns.index(one) for one in reading]].flatten(1)
+    of_prompts = _readings(progress, several, len(prompts), len(pairs), groups)
+    readers = _readers(progress, own, safe, unsafe, groups)
+    tokens, unsafe_tokens = read.tokens(prompts, [p.unsafe for p in pairs], layers)
     changed = [changed_tokens(token_ids(tokenizer, p.safe)[1:], token_ids(tokenizer, p.unsafe)[1:]) for p in pairs]
-    scores = score_tokens(
-        own, [rows[mask] for rows, mask in zip(unsafe_tokens, changed)], groups, progress, named_tokens
+    of_tokens = score_tokens(
+        tokens[: len(anchors)],
+        [rows[mask] for rows, mask in zip(unsafe_tokens, changed)],
+        groups,
+        progress,
+        tokens[len(anchors) :],
     )
-    return Direction(
+    whole = Direction(
         vectors={name: (safe[rows] - unsafe[rows]).double().mean(0).float() for name, rows in groups.items()},
-        readers={name: fit_reader(torch.cat([benign, safe, named]), unsafe[rows]) for name, rows in groups.items()},
-        anchor_states=torch.cat([benign, named]).half(),
-        anchor_prompts=(*anchors, *mentions),
-        token_scores=scores.half(),
-        token_counts=torch.tensor([len(rows) for rows in (*own, *named_tokens)]),
+        readers=dict(zip(groups, readers.T.contiguous())),
+        anchor_states=own.half(),
+        anchor_prompts=tuple(prompts),
+        token_scores=of_tokens.half(),
+        token_counts=torch.tensor([len(rows) for rows in tokens]),
+        prompt_scores=of_prompts.half(),
         mentions=tuple(mentions),
-        source={"model": "unnamed", **(source or {}), "layers": layers, **POOLING},
+        near=tuple(prompt for prompt in near if prompt in known),
+        source={"model": "unnamed", **(source or {}), "layers": layers, "reading_layers": reading, **POOLING},
         pairs={"counts": dict(sorted(Counter(p.category for p in pairs).items())), "sha256": pairs_hash(pairs)},
         licence=licence,
         created=_now(),
         tool_version=TOOL_VERSION,
     )
+    return translated(chosen(whole, most, {one.english for one in translations}), translations)
+
+
+def _readers(progress: Progress, benign: Tensor, safe: Tensor, unsafe: Tensor, groups: Mapping[str, Tensor]) -> Tensor:
+    """A reader for each name, [D, K]."""
+    against = torch.cat([benign, safe])
+    picks = progress(list(groups.values()), len(groups), "fitting readers")
+    return torch.stack([fit_reader(against, unsafe[rows]) for rows in picks], 1)
+
+
+def _readings(progress: Progress, states: Tensor, prompts: int, pairs: int, groups: Mapping[str, Tensor]) -> Tensor:
+    """How unsafe each benign prompt reads, [N, K], in the standard deviations of all."""
+    benign, safe, unsafe = states.split([prompts, pairs, pairs])
+    scores = benign @ _readers(progress, benign, safe, unsafe, groups)
+    return (scores - scores.mean(0)) / scores.std(0).clamp_min(1e-12)
 
 
 class _Model(NamedTuple):

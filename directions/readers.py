@@ -8,9 +8,20 @@ import torch
 from torch import Tensor
 
 from .direction import Direction
+from .languages import Languages, moments_by_language
 from .maps import Standard
-from .scores import global_plus_highest, mean_of_top_k, standardised
-from .slot import QUANTILES
+from .scores import (
+    LengthModel,
+    ReadingMoments,
+    both_readings,
+    global_plus_highest,
+    local_means,
+    moments_of,
+    parts,
+    prompt_scores,
+    soft_minimum,
+    standardised,
+)
 
 TOKEN_PENALTY, PROMPT_PENALTY = 0.1, 0.1
 """Ridge penalties per anchor, in standardised features; they fit held-out benign anchors best, or as well as the best, on both
@@ -34,6 +45,29 @@ WHITENING_PENALTY = 0.1
 TINY = 1e-12
 
 
+class Anchors(NamedTuple):
+    """What there is to fit on; the harmless anchors that aren't mentions come first.
+
+    Attributes:
+        tokens: the target's states [T_i, W] of each of N anchors.
+        prompt_scores: [N, K], how unsafe the source finds each.
+        token_scores: [S_i, K] of each anchor, along the source's own tokens; S_i is 0 where its words are another language's.
+        benign: how many anchors aren't mentions (hard negatives).
+        everyday: bool [benign], those that aren't near the line: a budget speaks of these.
+        group: [N], the same number for a prompt and its translations, so that none scores with what was learned of another.
+        language: [N], which of `languages`.
+    """
+
+    tokens: Sequence[Tensor]
+    prompt_scores: Tensor
+    token_scores: Sequence[Tensor]
+    benign: int
+    everyday: Tensor
+    group: Tensor
+    language: Tensor
+    languages: int
+
+
 class Reading(NamedTuple):
     """How to tell unsafe states in a target; fields as in SlotAlignment."""
 
@@ -41,9 +75,13 @@ class Reading(NamedTuple):
     prompt_readers: Tensor
     center: Tensor
     token_moments: Tensor
-    peak_spread: Tensor
-    prompt_moments: Tensor
-    prompt_levels: Tensor
+    reading_moments: Tensor
+    score_moments: Tensor
+    length_model: Tensor
+    language_readers: Tensor
+    language_bias: Tensor
+    language_moments: Tensor
+    anchor_scores: Tensor
 
 
 def precision(width: int) -> torch.dtype:
@@ -54,9 +92,17 @@ def precision(width: int) -> torch.dtype:
 def source_scores(direction: Direction, names: Sequence[str], dtype: torch.dtype) -> tuple[Tensor, list[Tensor]]:
     """How unsafe the source model finds each benign anchor [N, K], and each of its tokens [S_i, K].
 
-    A file without readers is read through its whitened direction; one without token scores says of a token what it says
-    of its prompt.
+    Where the file has no prompt scores, its readers are asked; without readers, its whitened direction. One without token
+    scores says of a token what it says of its prompt.
     """
+    prompts = direction.prompt_scores.to(dtype) if len(direction.prompt_scores) else _read(direction, names, dtype)
+    if len(direction.token_scores):
+        return prompts, list(direction.token_scores.to(dtype).split(direction.token_counts.tolist()))
+    own = direction.groups == torch.arange(len(prompts))
+    return prompts, [row.unsqueeze(0) if mine else row.new_zeros(0, len(names)) for row, mine in zip(prompts, own)]
+
+
+def _read(direction: Direction, names: Sequence[str], dtype: torch.dtype) -> Tensor:
     source = direction.anchor_states.to(dtype)
     centred = source - source.mean(0)
     spread = centred.std(0).clamp_min(1e-6)
@@ -68,75 +114,111 @@ def source_scores(direction: Direction, names: Sequence[str], dtype: torch.dtype
             return centred @ direction.readers[name].to(source.dtype)
         return white @ torch.linalg.solve(gram, -direction.vectors[name].to(white.dtype) / spread)
 
-    prompts = torch.stack([scores(name) for name in names], 1)
-    if len(direction.token_scores):
-        return prompts, list(direction.token_scores.to(source.dtype).split(direction.token_counts.tolist()))
-    return prompts, list(prompts.unsqueeze(1))
+    return torch.stack([scores(name) for name in names], 1)
 
 
-def fit_readers(
-    tokens: Sequence[Tensor], pooled: Tensor, prompt_scores: Tensor, token_scores: Sequence[Tensor], benign: int
-) -> Reading:
-    """Regress the source's scores of the benign anchors on the target's states.
+def fit_readers(anchors: Anchors) -> Reading:
+    """Regress the source's scores of the anchors on the target's states, and calibrate what comes of it on harmless ones.
 
     For a linear reader this is the pull-back map (ridge, target -> source) followed by the reader. Tokens weigh the more
     the more unsafe the source finds them: with the source's log odds in the exponent, benign tokens stand in for the
     unsafe ones that the target never sees, and the fit is best where it will be asked.
     Benign levels come from readers that never saw the prompt that they score (FOLDS of the prompts, left out in turn).
-
-    Args:
-        tokens: the target's states [T_i, W] of each anchor; pooled: their means [N, W].
-        prompt_scores: [N, K]; token_scores: [S_i, K] of each anchor, along the source's own tokens.
-        benign: how many anchors, the first ones, aren't mentions (hard negatives): these alone say what is benign.
     """
-    dtype = precision(pooled.shape[1])
-    counts = torch.tensor([len(rows) for rows in tokens])
-    fold = torch.arange(len(tokens)) % FOLDS
-    own = int(counts[:benign].sum())
-    # The two tokenizers cut a prompt differently, but both from left to right.
-    wanted = torch.cat([_stretch(scores, len(rows)) for scores, rows in zip(token_scores, tokens)]).to(dtype)
-    wanted = standardised(wanted, _moments(wanted[:own]))
-    weights = torch.exp(wanted[:, 0].clamp(-TILT_RANGE, TILT_RANGE))
-    owner = fold.repeat_interleave(counts)
-    standard, readers, crossed = _regress(torch.cat(list(tokens)), wanted, weights, owner, TOKEN_PENALTY, dtype, own)
-    spread = crossed.std(0).clamp_min(TINY)
-    crossed = crossed / spread
-    together = global_plus_highest(crossed)
-    highest = mean_of_top_k(*_padded(crossed, counts[:benign]))
+    pooled = torch.stack([rows.mean(0) for rows in anchors.tokens])
+    dtype, benign = precision(pooled.shape[1]), anchors.benign
+    fold = anchors.group % FOLDS
+    token = _fit_token_readers(anchors, fold, dtype)
+    wanted = standardised(anchors.prompt_scores.to(dtype), moments_of(anchors.prompt_scores[:benign].to(dtype)))
+    prompt = _regress(pooled, wanted, torch.ones(len(pooled), dtype=dtype), fold, PROMPT_PENALTY, dtype, benign)
 
-    wanted = standardised(prompt_scores.to(dtype), _moments(prompt_scores[:benign].to(dtype)))
-    weights = torch.ones(len(pooled), dtype=dtype)
-    _, prompt_readers, of_means = _regress(pooled, wanted, weights, fold, PROMPT_PENALTY, dtype, benign)
-    pooled_spread, peak_spread = of_means.std(0).clamp_min(TINY), highest.std(0).clamp_min(TINY)
-
-    # Prompts are read from the tokens' centre, which is not quite that of their means.
-    offset = (pooled[:benign].to(dtype).mean(0) - standard.mean) @ prompt_readers
-    prompts = (of_means + offset) / pooled_spread + highest / peak_spread
-    moments = _moments(prompts)
-    prompts = standardised(prompts, moments)
-    added = global_plus_highest(prompts)
-    total = _moments(added.unsqueeze(1))
-    prompts[:, 0] = standardised(added.unsqueeze(1), total)[:, 0]
+    center = token.standard.mean
+    crossed = [
+        ((rows.to(dtype) - center) @ token.by_fold[k], (rows.to(dtype) - center) @ prompt.by_fold[k])
+        for rows, k in zip(anchors.tokens[:benign], fold.tolist())
+    ]
+    token_spread = torch.cat([of_token for of_token, _ in crossed]).std(0).clamp_min(TINY)
+    prompt_spread = torch.stack([of_prompt.mean(0) for _, of_prompt in crossed]).std(0).clamp_min(TINY)
+    crossed = [(of_token / token_spread, of_prompt / prompt_spread) for of_token, of_prompt in crossed]
+    moments, scale, model, scores = calibrate(crossed, anchors.everyday)
+    languages = _fit_languages(anchors, pooled, center, scores, dtype)
+    together = global_plus_highest(torch.cat([of_token for of_token, _ in crossed]))
     return Reading(
-        readers=(readers / spread).T.float().contiguous(),
-        prompt_readers=(prompt_readers / pooled_spread).T.float().contiguous(),
-        center=standard.mean.float(),
+        readers=(token.readers / token_spread).T.float().contiguous(),
+        prompt_readers=(prompt.readers / prompt_spread).T.float().contiguous(),
+        center=center.float(),
         token_moments=torch.stack([together.mean(), together.std().clamp_min(TINY)]).float(),
-        peak_spread=peak_spread.float(),
-        prompt_moments=torch.cat([moments, total]).float(),
-        prompt_levels=torch.quantile(prompts, QUANTILES.to(dtype), dim=0).T.float().contiguous(),
+        reading_moments=torch.stack(list(moments)).float(),
+        score_moments=scale.float(),
+        length_model=torch.stack(list(model)).float(),
+        language_readers=languages.readers.float(),
+        language_bias=languages.bias.float(),
+        language_moments=languages.moments.float(),
+        anchor_scores=languages(scores, (pooled[:benign].to(dtype) - center) @ languages.readers.T).float(),
     )
 
 
-def _moments(scores: Tensor) -> Tensor:
-    """Mean and standard deviation of each column [n, K], as [K, 2]."""
-    return torch.stack([scores.mean(0), scores.std(0).clamp_min(TINY)], 1)
+def _fit_languages(anchors: Anchors, pooled: Tensor, center: Tensor, scores: Tensor, dtype: torch.dtype) -> Languages:
+    """Which language a mean state is in, by least squares on all anchors, and how each one's harmless prompts score."""
+    is_in = torch.nn.functional.one_hot(anchors.language, anchors.languages).to(dtype)
+    every = torch.zeros(len(is_in), dtype=torch.long)
+    fitted = _regress(pooled, is_in, torch.ones(len(is_in), dtype=dtype), every, PROMPT_PENALTY, dtype, len(is_in))
+    bias = is_in.mean(0) - (pooled.to(dtype).mean(0) - center) @ fitted.readers
+    own = anchors.language[: anchors.benign]
+    moments = moments_by_language(scores, own, anchors.everyday, anchors.languages)
+    return Languages(fitted.readers.T.contiguous(), bias, moments)
 
 
-def _padded(rows: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows [sum of counts, K] by prompt, [N, longest, K], and which of them are there, bool [N, longest]."""
-    padded = torch.nn.utils.rnn.pad_sequence(rows.split(counts.tolist()), batch_first=True)
-    return padded, torch.arange(padded.shape[1]) < counts.unsqueeze(1)
+def calibrate(
+    readings: Sequence[tuple[Tensor, Tensor]], everyday: Tensor
+) -> tuple[ReadingMoments, Tensor, LengthModel, Tensor]:
+    """What everyday harmless prompts read, step by step, and every harmless prompt's score.
+
+    Args:
+        readings: of each prompt's tokens, the token and the prompt readers' [T_i, K], by readers that never saw it.
+        everyday: bool [N].
+
+    Returns:
+        moments of the readings, moments of the scores [K, 2], the length model, and all prompts' scores [N, K].
+    """
+    count = torch.tensor([len(of_token) for of_token, _ in readings])
+    usual = everyday.nonzero().flatten().tolist()
+    local = moments_of(torch.cat([local_means(readings[i][1]) for i in usual]))
+    token = moments_of(torch.cat([readings[i][0] for i in usual]))
+    none = torch.zeros_like(local)
+    moments = ReadingMoments(token, local, none, none)
+    by_length = [(count == n).nonzero().flatten() for n in count.unique()]
+
+    def stacked(pick: Tensor) -> tuple[Tensor, Tensor]:
+        rows = [readings[i] for i in pick.tolist()]
+        return torch.stack([of_token for of_token, _ in rows]), torch.stack([of_prompt for _, of_prompt in rows])
+
+    highest, pooled = (torch.zeros(len(readings), len(local), dtype=local.dtype) for _ in range(2))
+    for pick in by_length:
+        of_token, of_prompt = stacked(pick)
+        some, means = parts(both_readings(of_token, of_prompt, moments), of_prompt)
+        highest[pick], pooled[pick] = some[:, 0], means[:, 0]
+    moments = ReadingMoments(token, local, moments_of(highest[everyday]), moments_of(pooled[everyday]))
+    whole = soft_minimum(standardised(highest, moments.highest), standardised(pooled, moments.pooled))
+    scale = moments_of(whole[everyday])
+    scores = torch.zeros_like(highest)
+    for pick in by_length:
+        scores[pick] = prompt_scores(*stacked(pick), moments, scale)
+    model = LengthModel.fit(scores[everyday], count[everyday])
+    return moments, scale, model, model(scores, count)
+
+
+def _fit_token_readers(anchors: Anchors, fold: Tensor, dtype: torch.dtype) -> "_Fitted":
+    scored = [i for i, scores in enumerate(anchors.token_scores) if len(scores)]
+    tokens = [anchors.tokens[i] for i in scored]
+    counts = torch.tensor([len(rows) for rows in tokens])
+    own = int(counts[: sum(i < anchors.benign for i in scored)].sum())
+    # The two tokenizers cut a prompt differently, but both from left to right.
+    wanted = torch.cat([_stretch(anchors.token_scores[i], len(rows)) for i, rows in zip(scored, tokens)]).to(dtype)
+    wanted = standardised(wanted, moments_of(wanted[:own]))
+    weights = torch.exp(wanted[:, 0].clamp(-TILT_RANGE, TILT_RANGE))
+    owner = fold[scored].repeat_interleave(counts)
+    return _regress(torch.cat(tokens), wanted, weights, owner, TOKEN_PENALTY, dtype, own)
 
 
 def _stretch(scores: Tensor, length: int) -> Tensor:
@@ -146,25 +228,24 @@ def _stretch(scores: Tensor, length: int) -> Tensor:
     return torch.nn.functional.interpolate(scores.T.unsqueeze(0), size=length, mode="linear", align_corners=False)[0].T
 
 
+class _Fitted(NamedTuple):
+    """Readers [W, K] on rows from `standard.mean`, and those that were fitted without each fold, [FOLDS, W, K]."""
+
+    standard: Standard
+    readers: Tensor
+    by_fold: Tensor
+
+
 def _regress(
     rows: Tensor, wanted: Tensor, weights: Tensor, fold: Tensor, penalty: float, dtype: torch.dtype, count: int
-) -> tuple[Standard, Tensor, Tensor]:
-    """Weighted ridge regression of `wanted` [n, K] on `rows` [n, W].
-
-    Returns:
-        of the first `count` rows their means and spreads, readers [W, K] on rows from that mean, and each one's values
-        [count, K] by readers fitted without its fold.
-    """
+) -> _Fitted:
+    """Weighted ridge regression of `wanted` [n, K] on `rows` [n, W], standardised by the first `count` rows."""
     standard = Standard.of(rows[:count].to(dtype))
 
     def sums(pick: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         width, columns = rows.shape[1], wanted.shape[1]
         gram, cross = torch.zeros(width, width, dtype=dtype), torch.zeros(width, columns, dtype=dtype)
-        total, mean, aim = (
-            torch.zeros((), dtype=dtype),
-            torch.zeros(width, dtype=dtype),
-            torch.zeros(columns, dtype=dtype),
-        )
+        total, mean, aim = (torch.zeros(size, dtype=dtype) for size in ((), (width,), (columns,)))
         for part in pick.split(ROWS_AT_ONCE):
             x, w = standard(rows[part].to(dtype)), weights[part]
             weighted = x * w.unsqueeze(1)
@@ -178,12 +259,7 @@ def _regress(
         gram.diagonal().add_(penalty * total)
         return torch.linalg.solve(gram, cross - total * mean.outer(aim)) / standard.spread.unsqueeze(1)
 
-    folds = [(fold == index).nonzero().flatten() for index in range(FOLDS)]
-    parts = [sums(pick) for pick in folds]
-    whole = [torch.stack(list(one)).sum(0) for one in zip(*parts)]
-    crossed = torch.empty(count, wanted.shape[1], dtype=dtype)
-    for pick, part in zip(folds, parts):
-        readers = solve(*(all_of - own for all_of, own in zip(whole, part)))
-        for some in pick[pick < count].split(ROWS_AT_ONCE):
-            crossed[some] = (rows[some].to(dtype) - standard.mean) @ readers
-    return standard, solve(*whole), crossed
+    folds = [sums((fold == index).nonzero().flatten()) for index in range(FOLDS)]
+    whole = [torch.stack(list(one)).sum(0) for one in zip(*folds)]
+    by_fold = [solve(*(all_of - own for all_of, own in zip(whole, part))) for part in folds]
+    return _Fitted(standard, solve(*whole), torch.stack(by_fold))

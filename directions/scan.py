@@ -21,7 +21,8 @@ from torch import Tensor
 from . import files
 from .align import align
 from .alignment import Alignment, load_aligned
-from .direction import GLOBAL, Direction
+from .direction import Direction
+from .direction_format import GLOBAL
 from .prompt_files import Part, Position, find_parts, parquet_files, prompt_column, read_parts
 from .sources import Progress, encoder_states, load_encoder, load_source, pooled_states, quiet
 
@@ -176,7 +177,7 @@ class Scorer:
         asked = [i for i, prompt in enumerate(prompts) if prompt]
         scores = torch.full((len(prompts), len(self.aligned.names)), torch.nan)
         for i, states in zip(asked, self.read([prompts[i] for i in asked]) if asked else ()):
-            scores[i] = self.aligned.slot.prompt_scores(states, self.aligned.names)
+            scores[i] = self.aligned.prompt_scores(states)
         threshold = self.aligned.threshold(self.task.budget)
         text = io.StringIO()
         table = csv.writer(text)

@@ -11,15 +11,20 @@ import torch
 from torch import Tensor
 
 from . import files
-from .direction import GLOBAL, LONGEST, SHORTEST, is_name
+from .direction_format import GLOBAL, LONGEST, SHORTEST, is_language, is_name
+from .languages import Languages
 from .place import Place
-from .scores import global_plus_highest, mean_of_top_k, standardised
+from .scores import LengthModel, ReadingMoments, global_plus_highest, prompt_scores
 from .special_tokens import SpecialTokenBank
 
 QUANTILES = torch.cat([torch.linspace(0, 0.1, 101), torch.linspace(0.11, 0.89, 79), torch.linspace(0.9, 1, 101)])
 """Shares at which benign levels are kept: dense where budgets are small; 0 and 1 are the extremes that were seen."""
 
 _QUANTILES = QUANTILES.tolist()
+
+
+STEEPEST = 100.0
+"""Coefficients of a length model beyond it overflow."""
 
 
 @dataclass(frozen=True)
@@ -35,10 +40,13 @@ class SlotAlignment:
         prompt_readers: [K, W]; the same for the mean of a prompt's tokens.
         center: [W], the mean benign token state.
         token_moments: [2], mean and standard deviation over benign tokens of all names' readings together.
-        peak_spread: [K], benign standard deviation of the mean of a prompt's highest token readings.
-        prompt_moments: [K + 1, 2], mean and standard deviation over benign prompts of each name's prompt reading,
-            and of all of them together.
-        prompt_levels: [K, Q], benign quantiles (QUANTILES) of the prompt score, each prompt left out of its own fit.
+        reading_moments: [4, K, 2], mean and standard deviation of each of `scores.ReadingMoments` over everyday prompts.
+        score_moments: [K, 2], the same of each name's score.
+        length_model: [2, K, 2], how these depend on a prompt's length; `scores.LengthModel`.
+        languages: the L languages that anchors were in.
+        language_readers, language_bias, language_moments: [L, W], [L] and [L, K, 2]; `languages.Languages`.
+        anchor_scores: [N, K], the scores of the benign anchors that aren't mentions, each left out of its own fit.
+        anchor_everyday: [N], 1 for those that a budget speaks of, 0 for those near the line.
         token_levels: [K, Q], benign quantiles of the tokens' component along each unit vector.
         bank: [M, W], benign token states to land on.
         bank_spacing: [M], how far apart they lie around each: the mean distance to its nearest others.
@@ -56,9 +64,15 @@ class SlotAlignment:
     prompt_readers: Tensor
     center: Tensor
     token_moments: Tensor
-    peak_spread: Tensor
-    prompt_moments: Tensor
-    prompt_levels: Tensor
+    reading_moments: Tensor
+    score_moments: Tensor
+    length_model: Tensor
+    language_readers: Tensor
+    language_bias: Tensor
+    language_moments: Tensor
+    languages: tuple[str, ...]
+    anchor_scores: Tensor
+    anchor_everyday: Tensor
     token_levels: Tensor
     bank: Tensor
     bank_spacing: Tensor
@@ -107,49 +121,38 @@ class SlotAlignment:
         mean, spread = self.token_moments.to(readings)
         return (global_plus_highest(readings) - mean) / spread
 
-    def prompt_scores(self, states: Tensor, names: Sequence[str], mask: Tensor | None = None) -> Tensor:
-        """Score prompts: [..., T, W] -> [..., names], in benign standard deviations; positive is unsafe. The states
-        are read once.
+    def prompt_scores(self, states: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Score prompts by every name: [..., T, W] -> [..., K], in benign standard deviations; positive is unsafe.
 
-        A name reads the mean of the prompt's tokens, and its highest tokens. `global` is the global reading plus the highest
-        category's.
+        `global` is the global reading plus the highest category's. See `scores` for what a score is.
 
         Args:
             mask: bool [..., T], the prompt's own tokens; None is all. A prompt without any scores 0.
         """
         content = self.content(states, mask)
-        wanted = self.names if GLOBAL in names else tuple(names)
-        index = [self.index(name) for name in wanted]
-        count = content.sum(-1, keepdim=True).clamp_min(1)
-        centred = states.float() - self.center.to(states.device)
-        mean = (centred * content.unsqueeze(-1)).sum(-2) / count
-        highest = mean_of_top_k(centred @ self.readers[index].to(centred).T, content)
-        readings = mean @ self.prompt_readers[index].to(mean).T + highest / self.peak_spread[index].to(mean)
-        moments = self.prompt_moments.to(mean)
-        scores = standardised(readings, moments[index])
-        if GLOBAL in names:
-            together = standardised(global_plus_highest(scores), moments[-1])
-            columns = [together if name == GLOBAL else scores[..., self.index(name)] for name in names]
-            scores = torch.stack(columns, -1)
-        return torch.where(content.any(-1, keepdim=True), scores, torch.zeros_like(scores))
+        readers = torch.cat([self.readers, self.prompt_readers, self.language_readers]).to(states.device)
+        readings = (states.float() - self.center.to(states.device)) @ readers.T
+        readings, own = readings.reshape(-1, *readings.shape[-2:]), content.reshape(-1, content.shape[-1])
+        counts = own.sum(-1)
+        scores = readings.new_zeros(len(own), len(self.names))
+        for n in counts.unique().tolist():
+            rows = (counts == n).nonzero().flatten()
+            if n:
+                scores[rows] = self._prompt_scores(readings[rows][own[rows]].reshape(len(rows), n, -1))
+        return scores.reshape(*content.shape[:-1], len(self.names))
 
-    def threshold(self, budget: float, category: str | None = None) -> float:
-        """The prompt score that a share `budget` of benign anchors exceeds."""
-        check_budget(budget)
-        return interpolated(self.prompt_levels[self.index(category or GLOBAL)], 1 - budget)
+    def _prompt_scores(self, readings: Tensor) -> Tensor:
+        """Of prompts of one length, [m, n, K + K + L] -> [m, K]."""
+        of_token, of_prompt, of_language = readings.split([*[len(self.names)] * 2, len(self.languages)], -1)
+        moments = ReadingMoments(*self.reading_moments.to(readings))
+        scores = prompt_scores(of_token, of_prompt, moments, self.score_moments.to(readings))
+        count = torch.full((len(scores),), readings.shape[1], device=scores.device)
+        scores = LengthModel(*self.length_model.to(scores))(scores, count)
+        return Languages(self.language_readers, self.language_bias, self.language_moments)(scores, of_language.mean(1))
 
     def token_level(self, category: str, share: float) -> float:
         """The component along the unit vector, from the benign centre, that a share of benign tokens lies below."""
         return interpolated(self.token_levels[self.index(category)], share)
-
-    def flagged(self, states: Tensor, budget: float, names: Sequence[str], mask: Tensor | None = None) -> Tensor:
-        """Which prompts score above the threshold of any of `names`: [..., T, W] -> bool [...].
-
-        Several names share the budget evenly, so that together they stay within it.
-        """
-        thresholds = torch.tensor([self.threshold(budget / len(names), name) for name in names])
-        scores = self.prompt_scores(states, names, mask)
-        return (scores > thresholds.to(scores)).any(-1)
 
     def vector(self, names: Sequence[str]) -> Tensor:
         """The vector to add for these names, [W]: their unit sum, one mean pooled benign spread long."""
@@ -199,21 +202,27 @@ _SHAPES = {
     "prompt_readers": "KW",
     "center": "W",
     "token_moments": "2",
-    "peak_spread": "K",
-    "prompt_moments": "P2",
-    "prompt_levels": "KQ",
+    "reading_moments": "4K2",
+    "score_moments": "K2",
+    "length_model": "2K2",
+    "language_readers": "LW",
+    "language_bias": "L",
+    "language_moments": "LK2",
+    "anchor_scores": "NK",
+    "anchor_everyday": "N",
     "token_levels": "KQ",
     "bank": "MW",
     "bank_spacing": "M",
 }
-"""The tensors of a file; K names, P = K + 1, Q quantiles."""
+"""The tensors of a file; K names, Q quantiles, N anchors, L languages, M states of the bank."""
 
 
 def pack(slot: SlotAlignment) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and metadata of a slot, as a file has them; without what ties it to an encoder."""
     tensors = {name: getattr(slot, name) for name in _SHAPES}
     tensors["bank"] = slot.bank.half()
-    return tensors, {"names": list(slot.names), "fit": dict(slot.fit), "direction": dict(slot.direction)}
+    lists = {"names": list(slot.names), "languages": list(slot.languages)}
+    return tensors, {**lists, "fit": dict(slot.fit), "direction": dict(slot.direction)}
 
 
 def packed_fault(entries: Mapping[str, tuple], metadata: Mapping[str, Any]) -> str | None:
@@ -230,9 +239,13 @@ def packed_fault(entries: Mapping[str, tuple], metadata: Mapping[str, Any]) -> s
         or len(set(names)) != len(names)
     ):
         return "the metadata's names are not `global` and distinct short names"
+    languages = metadata.get("languages")
+    if not isinstance(languages, list) or not languages or not all(map(is_language, languages)):
+        return "the metadata's languages are not codes such as en"
     if not isinstance(metadata.get("fit"), dict) or not isinstance(metadata.get("direction"), dict):
         return "the metadata's fit or direction is not an object"
-    sizes = {"K": len(names), "P": len(names) + 1, "2": 2, "Q": len(QUANTILES), "W": entries["center"][1][0]}
+    sizes = {"K": len(names), "2": 2, "4": 4, "Q": len(QUANTILES), "W": entries["center"][1][0], "L": len(languages)}
+    sizes |= {"N": entries["anchor_everyday"][1][0], "M": entries["bank_spacing"][1][0]}
     for name, letters in _SHAPES.items():
         shape = entries[name][1]
         if len(shape) != len(letters) or any(sizes.get(letter, n) != n for letter, n in zip(letters, shape)):
@@ -249,10 +262,19 @@ def unpack(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], file: str
         DirectionFormatError: numbers in `file` that would divide by zero or overflow.
     """
     named: dict[str, Any] = {name: tensors[name] for name in _SHAPES}
-    spreads = (named["peak_spread"], named["prompt_moments"][:, 1], named["token_moments"][1], named["bank_spacing"])
+    spreads = (
+        named["reading_moments"][..., 1],
+        named["score_moments"][:, 1],
+        named["token_moments"][1],
+        named["language_moments"][..., 1],
+        named["bank_spacing"],
+    )
     if not min(spread.min() for spread in spreads) >= SHORTEST / 2:
         raise files.DirectionFormatError(f"{file}: a benign spread is not positive")
+    if not (named["length_model"].abs().max() < STEEPEST and named["anchor_everyday"].sum() >= 2):
+        raise files.DirectionFormatError(f"{file}: scores that no harmless prompts have")
     for name, tensor in named.items():
         if not tensor.abs().max() < LONGEST:
             raise files.DirectionFormatError(f"{file}: {name} has a value of {tensor.abs().max():.3g}")
-    return SlotAlignment(names=tuple(metadata["names"]), fit=metadata["fit"], direction=metadata["direction"], **named)
+    lists = {name: tuple(metadata[name]) for name in ("names", "languages")}
+    return SlotAlignment(**lists, fit=metadata["fit"], direction=metadata["direction"], **named)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .bank import land
 from .slot import SlotAlignment, check_budget
+from .verdict import Verdict
 
 TOKEN_MARGINS = (1.25, 1.0, 0.75, 0.5, 0.25, 0.0, -0.25, -0.5)
 """Token scores above which the gate moves tokens, one after the other until the prompt reads STOP. Chosen on pictures and
@@ -47,6 +48,11 @@ class SteeringSettings:
     categories: tuple[str, ...] | None = None
     budget: float = 0.01
 
+    @property
+    def judges(self) -> bool:
+        """Whether what happens to a prompt depends on its score."""
+        return self.mode in JUDGING
+
     def check(self) -> None:
         """Raise ValueError where a mode, a strength or a budget is none; it says which."""
         if self.mode not in MODES:
@@ -58,12 +64,19 @@ class SteeringSettings:
         check_budget(self.budget)
 
 
-def steer(slot: SlotAlignment, states: Tensor, settings: SteeringSettings, mask: Tensor | None = None) -> Tensor:
+def steer(
+    slot: SlotAlignment,
+    states: Tensor,
+    settings: SteeringSettings,
+    mask: Tensor | None = None,
+    verdict: Verdict | None = None,
+) -> Tensor:
     """Move one slot's states to the safe side; same shape, dtype and device.
 
     Args:
         states: [..., T, W].
         mask: bool [..., T], true on the tokens that may move; None is all.
+        verdict: of the prompts [...], where the mode judges.
 
     Raises:
         ValueError: a width, mask, mode, category, budget or strength that doesn't fit; it says which.
@@ -73,19 +86,23 @@ def steer(slot: SlotAlignment, states: Tensor, settings: SteeringSettings, mask:
     slot.chosen(settings.categories)
     if settings.alpha == 0 and settings.mode != "project":
         return states.clone()
-    moved = MODES[settings.mode](states.float(), slot, settings, content)
+    moved = MODES[settings.mode](states.float(), slot, settings, content, verdict)
     changed = (moved != states.float()).any(-1, keepdim=True)
     limit = torch.finfo(states.dtype).max
     return torch.where(changed, moved.clamp(-limit, limit).to(states.dtype), states)
 
 
-def add(states: Tensor, slot: SlotAlignment, settings: SteeringSettings, content: Tensor) -> Tensor:
+def add(
+    states: Tensor, slot: SlotAlignment, settings: SteeringSettings, content: Tensor, verdict: Verdict | None
+) -> Tensor:
     """h + alpha * v on every content token (arXiv 2606.05290, step 4)."""
     shift = settings.alpha * slot.vector(slot.chosen(settings.categories)).to(states)
     return torch.where(content.unsqueeze(-1), states + shift, states)
 
 
-def project(states: Tensor, slot: SlotAlignment, settings: SteeringSettings, content: Tensor) -> Tensor:
+def project(
+    states: Tensor, slot: SlotAlignment, settings: SteeringSettings, content: Tensor, verdict: Verdict | None
+) -> Tensor:
     """Raise each token's component along the direction to its benign mean, if it lies below the benign `budget` quantile."""
     for name in slot.chosen(settings.categories):
         unit = torch.nn.functional.normalize(slot.vector((name,)), dim=0).to(states)
@@ -95,7 +112,9 @@ def project(states: Tensor, slot: SlotAlignment, settings: SteeringSettings, con
     return states
 
 
-def gate(states: Tensor, slot: SlotAlignment, settings: SteeringSettings, content: Tensor) -> Tensor:
+def gate(
+    states: Tensor, slot: SlotAlignment, settings: SteeringSettings, content: Tensor, verdict: Verdict | None
+) -> Tensor:
     """Act on flagged prompts only, there on the tokens that carry the concept, and land among benign states.
 
     Tokens move whose score lies above the prompt's mean or the first of TOKEN_MARGINS; where the prompt then still reads above
@@ -104,12 +123,14 @@ def gate(states: Tensor, slot: SlotAlignment, settings: SteeringSettings, conten
     above SURE, where hardly any harmless word does.
     """
     names = slot.chosen(settings.categories)
-    pending = slot.flagged(states, settings.budget, names, content)
+    assert verdict is not None
+    pending = verdict.flagged
     if not pending.any():
         return states
     token_scores = torch.stack([slot.score(states, name) for name in names]).amax(0)
     mean = (token_scores * content).sum(-1, keepdim=True) / content.sum(-1, keepdim=True).clamp_min(1)
     context = _context(token_scores.masked_fill(~content, -torch.inf))
+    index = [slot.index(name) for name in names]
     shift = settings.alpha * slot.vector(names).to(states)
     bank, spacing = slot.bank.to(states.device), slot.bank_spacing.to(states.device)
     out, landed, moved = states, states.clone(), torch.zeros_like(content)
@@ -123,7 +144,7 @@ def gate(states: Tensor, slot: SlotAlignment, settings: SteeringSettings, conten
         leading = (moved & ~context).sum(-1)
         mean_shift = (landed - states).sum(-2, keepdim=True) / leading[..., None, None].clamp_min(1)
         out = torch.where((moved & context).unsqueeze(-1), states + mean_shift, landed)
-        pending = pending & (slot.prompt_scores(out, names, content).amax(-1) > STOP)
+        pending = pending & (slot.prompt_scores(out, content)[..., index].amax(-1) > STOP)
         if not pending.any():
             break
     return out
@@ -138,7 +159,10 @@ def _context(token_scores: Tensor) -> Tensor:
     return (token_scores < bar) & (place != where)
 
 
-Mode = Callable[[Tensor, SlotAlignment, SteeringSettings, Tensor], Tensor]
-"""(states float32 [..., T, W], slot, settings, content bool [..., T]) -> states of the same shape."""
+Mode = Callable[[Tensor, SlotAlignment, SteeringSettings, Tensor, "Verdict | None"], Tensor]
+"""(states float32 [..., T, W], slot, settings, content bool [..., T], verdict [...]) -> states of the same shape."""
 
 MODES: Mapping[str, Mode] = {"gate": gate, "add": add, "project": project}
+
+JUDGING = frozenset({"gate"})
+"""Modes that ask for a verdict."""

@@ -10,7 +10,8 @@ import torch
 from comfy_api.latest import io
 
 from ..directions.direction import Direction as DirectionFile
-from ..directions.direction import available, is_name, read_direction
+from ..directions.direction import available, read_direction
+from ..directions.direction_format import is_name
 from ..directions.estimate import estimate
 from ..directions.prompts import HERE, pairs_hash, read_pairs, training_anchors
 from ..directions.sources import load_source, weights_hash
@@ -148,14 +149,13 @@ def _learn(path: Path, place: Path, pairs, layers, source: dict, licence: str) -
     # ComfyUI runs nodes in inference mode, where nothing can be fitted.
     with torch.inference_mode(False):
         model, tokenizer = load_source(place)
-        anchors, mentions = training_anchors(pairs)
+        given = training_anchors(pairs)
         direction = estimate(
             model,
             tokenizer,
             pairs,
-            anchors,
-            layers,
-            mentions=mentions,
+            **given._asdict(),
+            layer=layers,
             source=source,
             licence=licence,
             progress=encoders.progress,

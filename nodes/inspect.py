@@ -7,7 +7,7 @@ from typing import Any, Sequence
 import torch
 from comfy_api.latest import io
 
-from ..directions.direction import GLOBAL
+from ..directions.direction_format import GLOBAL
 from . import encoders
 from .drawing.heatmap import THEMES, draw, labels, word_scores
 from .sockets import CATEGORY, Aligned

@@ -7,7 +7,7 @@ from pathlib import Path
 from comfy_api.latest import io
 
 from ..directions.alignment import load_aligned_encoder
-from ..directions.direction import is_name
+from ..directions.direction_format import is_name
 from . import encoders
 from .load import FOLDER, folders
 from .sockets import CATEGORY, Aligned

@@ -197,7 +197,7 @@ def test_a_direction_of_next_to_no_or_endless_length_is_refused(planted, saved, 
         read_direction(rebuild(saved, header, body[:start] + torch.full((24,), value).numpy().tobytes() + body[stop:]))
 
 
-@pytest.mark.parametrize("name", ["peak_spread", "prompt_moments", "token_moments", "bank_spacing", "readers"])
+@pytest.mark.parametrize("name", ["reading_moments", "score_moments", "token_moments", "bank_spacing", "readers"])
 def test_an_alignment_that_would_divide_by_zero_or_overflow_is_refused(aligned, tmp_path, name):
     broken = Alignment(
         {"states": replace(aligned.slot, **{name: getattr(aligned.slot, name) * (1e30 if name == "readers" else 0)})}

@@ -22,10 +22,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pairs", type=Path, help="folder of <category>.tsv (default: the shipped pairs)")
     parser.add_argument("--anchors", type=Path, help="benign prompts, .tsv (default: the shipped anchors)")
     parser.add_argument(
-        "--leave-out",
+        "--most",
         type=int,
         metavar="N",
-        help="leave out every N-th anchor, for a smaller file (the shipped one: 5)",
+        help="anchors that the file carries at most, those that say most (the shipped one: 6000)",
     )
     parser.add_argument("--licence", default="", help="licence of the direction, for the file")
     parser.add_argument("--device-map", default=None, help='"auto" splits and offloads a big model through accelerate')
@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> None:
 
     layer = args.layer if args.layer == "auto" else [int(part) for part in args.layer.split(",")]
     pairs = read_pairs(args.pairs or HERE / "pairs")
-    anchors, mentions = training_anchors(pairs, args.anchors or HERE / "anchors.tsv", args.leave_out)
+    given = training_anchors(pairs, args.anchors or HERE / "anchors.tsv")
     source = {"model": args.name, "weights_sha256": weights_hash(args.model)}
     path = args.out or Path(f"{args.name}.safetensors")
     keep = path.with_name(f"{path.name}.{source['weights_sha256'][:12]}.states")
@@ -48,9 +48,9 @@ def run(args: argparse.Namespace) -> None:
             model,
             tokenizer,
             pairs,
-            anchors,
-            layer,
-            mentions=mentions,
+            **given._asdict(),
+            layer=layer,
+            most=args.most,
             source=source,
             licence=args.licence,
             progress=terminal,

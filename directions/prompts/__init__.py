@@ -1,8 +1,13 @@
-"""The prompts that directions are built from: minimal pairs per category, and benign anchors.
+"""The prompts that directions are built from: minimal pairs per category, harmless anchors, and anchors in other languages.
 
-Both are tab-separated text with a header line, split into `train` and `held_out` by theme. `fresh` pairs are of themes
-that were written last, and that nothing was chosen on. Anchors split as `mention` are harmless too, but name something
-unsafe ("a poster that warns of heroin"); `mention_held_out` are those to measure on.
+All are tab-separated text with a header line. Pairs and anchors are split into `train` and `held_out` by theme; `fresh` pairs are
+of themes that were written last, and that nothing was chosen on. An anchor's kind says how near the line it comes:
+
+    everyday   what people type; a budget speaks of these
+    near       harmless, in scenes where the line runs ("a nude statue in a museum")
+    mention    harmless, and names something unsafe ("a poster that warns of heroin"): a hard negative
+
+What is only ever measured on stands in benchmarks/prompts.
 """
 
 from __future__ import annotations
@@ -10,9 +15,10 @@ from __future__ import annotations
 import csv
 import hashlib
 from pathlib import Path
-from typing import Iterable, NamedTuple
+from typing import Iterable, NamedTuple, Sequence
 
 HERE = Path(__file__).parent
+KINDS = ("everyday", "near", "mention")
 
 
 class Pair(NamedTuple):
@@ -26,25 +32,50 @@ class Pair(NamedTuple):
 
 
 class Anchor(NamedTuple):
-    """One benign prompt."""
+    """One harmless prompt."""
 
+    kind: str
     theme: str
     style: str
     prompt: str
 
 
-def _rows(path: Path, columns: tuple[str, ...], split: str | None) -> Iterable[dict[str, str]]:
+class Translation(NamedTuple):
+    """A harmless prompt in another language, and the anchor that it translates."""
+
+    language: str
+    kind: str
+    theme: str
+    style: str
+    english: str
+    prompt: str
+
+
+class AnchorSet(NamedTuple):
+    """What a direction is estimated with beside its pairs; arguments for `estimate`."""
+
+    anchors: list[str]
+    near: list[str]
+    mentions: list[str]
+    translations: list[Translation]
+
+
+def read_table(path: Path, columns: tuple[str, ...]) -> Iterable[dict[str, str]]:
+    """The rows of a tab-separated file with these columns, none of them empty.
+
+    Raises:
+        ValueError: a column that isn't there, or an empty cell; says which, and where.
+    """
     with path.open(encoding="utf-8", newline="") as stream:
         reader = csv.DictReader(stream, delimiter="\t", quoting=csv.QUOTE_NONE)
-        missing = [c for c in ("split", *columns) if c not in (reader.fieldnames or [])]
+        missing = [c for c in columns if c not in (reader.fieldnames or [])]
         if missing:
             raise ValueError(f"{path}: the header line lacks the columns {missing} (tab-separated)")
         for row in reader:
             empty = [c for c in columns if not (row[c] or "").strip()]
             if empty:
                 raise ValueError(f"{path}, line {reader.line_num}: nothing in the columns {empty}")
-            if split is None or row["split"] == split:
-                yield row
+            yield row
 
 
 def read_pairs(folder: str | Path = HERE / "pairs", split: str | None = "train") -> list[Pair]:
@@ -53,29 +84,56 @@ def read_pairs(folder: str | Path = HERE / "pairs", split: str | None = "train")
     if not files:
         raise FileNotFoundError(f"no <category>.tsv in {folder}")
     columns = ("theme", "style", "safe", "unsafe")
-    return [Pair(file.stem, *(row[c] for c in columns)) for file in files for row in _rows(file, columns, split)]
+    return [
+        Pair(file.stem, *(row[c] for c in columns))
+        for file in files
+        for row in read_table(file, ("split", *columns))
+        if split in (None, row["split"])
+    ]
 
 
-def read_anchors(path: str | Path = HERE / "anchors.tsv", split: str | None = "train") -> list[Anchor]:
-    """Benign anchors; `split` is "train", "held_out" (fresh benign prompts for measuring), "mention",
-    "mention_held_out" or None for all."""
-    columns = ("theme", "style", "prompt")
-    return [Anchor(*(row[c] for c in columns)) for row in _rows(Path(path), columns, split)]
+def read_anchors(
+    path: str | Path = HERE / "anchors.tsv", split: str | None = "train", kinds: Sequence[str] = ("everyday", "near")
+) -> list[Anchor]:
+    """Anchors of some kinds; `split` is "train", "held_out" (those to measure on) or None for all."""
+    rows = read_table(Path(path), ("split", *Anchor._fields))
+    return [
+        Anchor(*(row[c] for c in Anchor._fields))
+        for row in rows
+        if split in (None, row["split"]) and row["kind"] in kinds
+    ]
 
 
-def training_anchors(
-    pairs: Iterable[Pair], path: str | Path = HERE / "anchors.tsv", leave_out: int | None = None
-) -> tuple[list[str], list[str]]:
-    """What a direction is estimated with beside its pairs: benign anchors and mentions.
+def read_translations(folder: str | Path = HERE / "translations") -> list[Translation]:
+    """Anchors in other languages, from `folder/<language>.tsv`."""
+    columns = Translation._fields[1:]
+    return [
+        Translation(file.stem, *(row[c] for c in columns))
+        for file in sorted(Path(folder).glob("*.tsv"))
+        for row in read_table(file, columns)
+    ]
 
-    The pairs' safe halves are benign prompts like the others, in the very scenes where the line runs.
 
-    Args:
-        leave_out: every how many-th anchor to leave out, for a smaller file; None leaves out none.
+def training_anchors(pairs: Iterable[Pair], path: str | Path = HERE / "anchors.tsv") -> AnchorSet:
+    """What the shipped direction is estimated with beside its pairs.
+
+    The pairs' safe halves are harmless prompts like the others, in the very scenes where the line runs. Whatever is translated
+    is an anchor too.
     """
-    anchors = [anchor.prompt for anchor in read_anchors(path)] + [pair.safe for pair in pairs]
-    kept = [prompt for i, prompt in enumerate(anchors) if not leave_out or i % leave_out]
-    return kept, [anchor.prompt for anchor in read_anchors(path, split="mention")]
+    by_kind: dict[str, dict[str, None]] = {kind: {} for kind in KINDS}
+    for anchor in read_anchors(path, kinds=KINDS):
+        by_kind[anchor.kind][anchor.prompt] = None
+    by_kind["near"] |= {pair.safe: None for pair in pairs}
+    translations = read_translations() if Path(path) == HERE / "anchors.tsv" else []
+    known = {prompt for prompts in by_kind.values() for prompt in prompts}
+    for one in translations:
+        if one.english not in known:
+            by_kind[one.kind][one.english] = None
+    near = [prompt for prompt in by_kind["near"] if prompt not in by_kind["everyday"]]
+    mentions = [
+        prompt for prompt in by_kind["mention"] if prompt not in by_kind["everyday"] and prompt not in by_kind["near"]
+    ]
+    return AnchorSet([*by_kind["everyday"], *near], near, mentions, translations)
 
 
 def pairs_hash(pairs: Iterable[Pair]) -> str:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from ...directions.alignment import Alignment
-from ...directions.direction import GLOBAL
+from ...directions.direction_format import GLOBAL
 from ...directions.slot import SlotAlignment
 from ..words import Word, words_of
 from .entry import Entry, check_entry, select, slot_content

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...directions.alignment import Alignment
-from ...directions.direction import GLOBAL
+from ...directions.direction_format import GLOBAL
 from ...directions.slot import SlotAlignment
 from ...directions.steer import SteeringSettings, steer
 from .content import attended, special_positions

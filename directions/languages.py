@@ -1,0 +1,54 @@
+"""Which language a prompt is in, read from its mean state, and how harmless prompts of that language score.
+
+A reader that is fitted on translations reads each language about as well as the encoder does, but harmless prompts of one score
+higher or spread wider than those of another: a threshold for all of them would flag none of one and a quarter of another.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Sequence
+
+import torch
+from torch import Tensor
+
+USUAL = 10
+"""How many prompts' worth the mean 0 and the deviation 1 count beside a language's own prompts, of which there may be few."""
+
+READ = 0.75
+"""Area under the ROC curve of a language's mentions against its everyday prompts below which an encoder doesn't read it. Those
+that know a language lie above 0.85, those that were trained on English alone below 0.7 for other scripts (RESULTS.md)."""
+
+
+class Languages(NamedTuple):
+    """L languages in the space of one slot, of width W.
+
+    Attributes:
+        readers, bias: [L, W] and [L]; the language is the one that (mean state - center) @ reader + bias is highest for.
+        moments: [L, K, 2], mean and standard deviation of everyday harmless prompts' scores by every name.
+    """
+
+    readers: Tensor
+    bias: Tensor
+    moments: Tensor
+
+    def __call__(self, scores: Tensor, readings: Tensor) -> Tensor:
+        """Scores [m, K] in standard deviations of the language that the prompts' mean states read, [m, L] before the bias."""
+        moments = self.moments.to(scores)[(readings + self.bias.to(scores)).argmax(-1)]
+        return (scores - moments[..., 0]) / moments[..., 1]
+
+
+def moments_by_language(scores: Tensor, language: Tensor, everyday: Tensor, count: int) -> Tensor:
+    """`Languages.moments` of prompts' scores [N, K], each of the language [N] among `count`."""
+    out = []
+    for index in range(count):
+        own = scores[(language == index) & everyday]
+        n = len(own)
+        mean = own.sum(0) / (n + USUAL)
+        variance = (own - mean).square().sum(0) / (n + USUAL) + USUAL / (n + USUAL)
+        out.append(torch.stack([mean, variance.sqrt()], 1))
+    return torch.stack(out)
+
+
+def names_of(languages: Sequence[str]) -> tuple[str, ...]:
+    """The languages that there are, the first first."""
+    return tuple(dict.fromkeys(languages)) or ("en",)
