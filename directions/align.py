@@ -3,6 +3,7 @@ bank.py do the work."""
 
 from __future__ import annotations
 
+import itertools
 from typing import Mapping, Sequence
 
 import torch
@@ -14,18 +15,23 @@ from .direction import Direction
 from .direction_format import GLOBAL
 from .languages import names_of
 from .maps import METHODS, Standard, fit_map
-from .readers import Anchors, fit_readers, precision, source_scores
+from .readers import Anchors, Reading, fit_readers, precision, source_scores
 from .slot import QUANTILES, SlotAlignment
+from .wide import WIDEST, Projection, WideStates, separate, widened
 
 SHRINKAGE = 1.0
 """Mean variances on the diagonal of the benign covariance that directions are divided by; chosen among 1, 3 and 10 by probe-ASR
 at equal drift (RESULTS.md, What made writing better)."""
 
-BANK_SIZE = 4096
-"""Benign token states to land on; 8,192 and 16,384 were tried and not kept (RESULTS.md, Pictures)."""
+BANK_SIZE, BANK_VALUES = 4096, 2**27
+"""Benign token states to land on; 8,192 and 16,384 were tried and not kept (RESULTS.md, Pictures). And values: a bank takes no
+more than 256 MiB, so that one of the widest states has 2,520."""
 
 LEVEL_TOKENS = 20_000
 """Tokens, evenly drawn, that quantiles of components are taken from: a level at 1% is then known to 0.07%."""
+
+ROWS_AT_ONCE = 1024
+"""Of token states that are read in single precision: 218 MB of the widest."""
 
 HALF = torch.finfo(torch.float16).max
 
@@ -58,11 +64,15 @@ def align(
     return Alignment({STATES: align_slot(direction, states, method)})
 
 
-def align_slot(direction: Direction, states: Sequence[Tensor] | Tensor, method: str = "auto") -> SlotAlignment:
-    """`align` for one slot of an encoder."""
+def align_slot(
+    direction: Direction, states: Sequence[Tensor] | Tensor | WideStates, method: str = "auto"
+) -> SlotAlignment:
+    """`align` for one slot of an encoder; very wide states are fitted in their leading directions."""
     if method != "auto" and method not in METHODS:
         raise ValueError(f"unknown method {method!r}: choose from {', '.join(METHODS)} or auto")
-    tokens, pooled = _check(direction, states)
+    if not isinstance(states, WideStates):
+        states = _gathered(direction, states) or states
+    tokens, pooled = _check(direction, states.rows if isinstance(states, WideStates) else states)
     dtype = precision(pooled.shape[1])
     names = (GLOBAL, *direction.categories)
     mentioned, everyday, groups = direction.mentioned, direction.everyday, direction.groups
@@ -92,8 +102,14 @@ def align_slot(direction: Direction, states: Sequence[Tensor] | Tensor, method: 
         (to_target(s + direction.vectors[name].to(dtype) / source_standard.spread) - to_target(s)).mean(0)
         for name in names
     ]
-    vectors = _separate(torch.stack(steps) * target_standard.spread, target).float()
-    tokens = [tokens[i] for i in order[:benign].tolist()]
+    rows = order[:benign].tolist()
+    if isinstance(states, WideStates):
+        steps = widened(torch.stack(steps), target_standard(pooled[rows].to(dtype)), states.means)
+        vectors = separate(steps, states.means, SHRINKAGE)
+        reading, tokens = _widened(reading, states.projection), states.sample
+    else:
+        vectors = _separate(torch.stack(steps) * target_standard.spread, target).float()
+        tokens = [tokens[i] for i in rows]
     bank = _bank(tokens, reading.center, reading.readers[0]).clamp(-HALF, HALF).half().unique(dim=0)
     return SlotAlignment(
         names=names,
@@ -110,6 +126,26 @@ def align_slot(direction: Direction, states: Sequence[Tensor] | Tensor, method: 
             "sha256": direction.fingerprint,
         },
         **reading._asdict(),
+    )
+
+
+def _gathered(direction: Direction, states: Sequence[Tensor] | Tensor) -> WideStates | None:
+    """The states as a fit of very wide ones needs them; None for others, and for what `_check` will refuse."""
+    if len(states) != len(direction.anchor_prompts) or states[0].shape[-1] <= WIDEST:
+        return None
+    gathered = WideStates((~direction.mentioned).tolist(), states[0].shape[-1])
+    for index in itertools.chain(*gathered.order()):
+        rows = states[index]
+        gathered.add(index, (rows.unsqueeze(0) if rows.dim() == 1 else rows).detach().cpu())
+    return gathered
+
+
+def _widened(reading: Reading, projection: Projection) -> Reading:
+    """What was read in a projection, for states as wide as they are."""
+    return reading._replace(
+        readers=projection.readers(reading.readers),
+        prompt_readers=projection.readers(reading.prompt_readers),
+        center=projection.back(reading.center.unsqueeze(0))[0],
     )
 
 
@@ -158,14 +194,16 @@ def _separate(steps: Tensor, pooled: Tensor) -> Tensor:
 
 def _token_levels(tokens: Sequence[Tensor], vectors: Tensor, center: Tensor) -> Tensor:
     """Quantiles of benign tokens' components along the unit vectors, from the centre [K, Q]."""
-    rows = _rows(tokens, _evenly(torch.arange(sum(map(len, tokens))), LEVEL_TOKENS)) - center
-    return torch.quantile(rows @ torch.nn.functional.normalize(vectors, dim=1).T, QUANTILES, dim=0).T.contiguous()
+    units = torch.nn.functional.normalize(vectors, dim=1).T
+    drawn = _evenly(torch.arange(sum(map(len, tokens))), LEVEL_TOKENS).split(ROWS_AT_ONCE)
+    components = torch.cat([(_rows(tokens, part).float() - center) @ units for part in drawn])
+    return torch.quantile(components, QUANTILES, dim=0).T.contiguous()
 
 
 def _bank(tokens: Sequence[Tensor], center: Tensor, reader: Tensor) -> Tensor:
     """A compact set of benign token states to land on: evenly drawn from those that score below average."""
     low = torch.cat([(rows - center) @ reader < 0 for rows in tokens])
-    return _rows(tokens, _evenly(low.nonzero().flatten(), BANK_SIZE))
+    return _rows(tokens, _evenly(low.nonzero().flatten(), min(BANK_SIZE, BANK_VALUES // len(center))))
 
 
 def _evenly(index: Tensor, count: int) -> Tensor:

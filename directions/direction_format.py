@@ -121,5 +121,5 @@ def _is_translation(value: Any, count: int) -> bool:
     if not isinstance(value, list) or len(value) != 3:
         return False
     language, original, prompt = value
-    known = isinstance(language, str) and _LANGUAGE.fullmatch(language) is not None
+    known = is_language(language)
     return known and type(original) is int and 0 <= original < count and _is_prompt(prompt)

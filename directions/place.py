@@ -19,11 +19,12 @@ class Place:
         part, parts: which of the segments that are joined along the tokens.
         start, length: where the segment lay, and how long it was, for the probe prompt.
         narrower: the width of the other segments, if less.
-        shift: tokens that the encoder drops at the front.
+        shift, cropped: tokens that the encoder drops at the front and at the end.
         trimmed: padding on the left is dropped too.
         before, after: attended states around the content, in each chunk.
         chunk: tokens per chunk, where long prompts are cut into several; else 0.
         unmasked: it is padded, and neither a mask nor zeros tell where.
+        past: what carries the prompt past these states: its name, that of its tokens' weights, and its tokenizer's.
     """
 
     tensor: str
@@ -42,6 +43,8 @@ class Place:
     after: int = 0
     chunk: int = 0
     unmasked: bool = False
+    cropped: int = 0
+    past: tuple[tuple[str, str, str], ...] = ()
 
     @property
     def name(self) -> str:
@@ -51,33 +54,44 @@ class Place:
 
     def pack(self) -> dict[str, Any]:
         """As metadata."""
-        return {**asdict(self), "keys": list(self.keys)}
+        return {**asdict(self), "keys": list(self.keys), "past": [list(names) for names in self.past]}
 
     @classmethod
     def unpack(cls, value: Mapping[str, Any]) -> "Place":
         """The reverse of `pack`, after `is_packed_place`."""
-        return cls(**{**value, "keys": tuple(value["keys"])})
+        past = tuple((name, weights, key) for name, weights, key in value.get("past", ()))
+        return cls(**{**value, "keys": tuple(value["keys"]), "past": past})
+
+
+_LATER = {"cropped": 0, "past": []}
+"""Fields that older files lack."""
+
+_REQUIRED = {f.name for f in fields(Place)} - set(_LATER)
 
 
 def is_packed_place(value: Any, slot: str, width: int) -> bool:
     """Whether metadata is what a place of this slot, `width` wide, is made of."""
-    if (
-        not isinstance(value, dict)
-        or set(value) != {f.name for f in fields(Place)}
-        or not isinstance(value["tensor"], str)
-    ):
+    if not isinstance(value, dict) or not _REQUIRED <= set(value) <= {f.name for f in fields(Place)}:
+        return False
+    value = {**_LATER, **value}
+    if not isinstance(value["tensor"], str):
         return False
     keys, layer = value["keys"], value["layer"]
     flags = all(isinstance(value[name], bool) for name in ("trimmed", "unmasked"))
-    numbers = set(value) - {"tensor", "keys", "layer", "trimmed", "unmasked"}
+    numbers = set(value) - {"tensor", "keys", "layer", "trimmed", "unmasked", "past"}
     sizes = all(
         type(value[name]) is int and (-100_000 if name == "shift" else 0) <= value[name] < 1_000_000 for name in numbers
     )
-    texts = isinstance(keys, list) and all(isinstance(key, str) for key in keys)
+    past = value["past"]
+    texts = _are_texts(keys) and isinstance(past, list) and all(_are_texts(names) and len(names) == 3 for names in past)
     if not (flags and sizes and texts and (layer is None or (type(layer) is int and 0 <= layer < 1000))):
         return False
     return (
         value["width"] == width <= value["columns"]
         and value["part"] < value["parts"]
-        and Place(**{**value, "keys": tuple(keys)}).name == slot
+        and Place.unpack(value).name == slot
     )
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)

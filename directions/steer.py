@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Callable, Mapping
+from typing import Callable, Mapping, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .bank import land
 from .slot import SlotAlignment, check_budget
-from .verdict import Verdict
+from .verdict import Calibration, Verdict
 
 TOKEN_MARGINS = (1.25, 1.0, 0.75, 0.5, 0.25, 0.0, -0.25, -0.5)
 """Token scores above which the gate moves tokens, one after the other until the prompt reads STOP. Chosen on pictures and
@@ -64,6 +64,18 @@ class SteeringSettings:
         check_budget(self.budget)
 
 
+class Moved(NamedTuple):
+    """What became of states.
+
+    Attributes:
+        states: float32 [..., T, W].
+        landed: bool [..., T], the tokens that were put in the place of harmless ones.
+    """
+
+    states: Tensor
+    landed: Tensor
+
+
 def steer(
     slot: SlotAlignment,
     states: Tensor,
@@ -76,45 +88,75 @@ def steer(
     Args:
         states: [..., T, W].
         mask: bool [..., T], true on the tokens that may move; None is all.
-        verdict: of the prompts [...], where the mode judges.
+        verdict: of the prompts [...], where it comes from several slots; None judges by this one.
 
     Raises:
         ValueError: a width, mask, mode, category, budget or strength that doesn't fit; it says which.
     """
+    return move(slot, states, settings, mask, verdict).states
+
+
+def move(
+    slot: SlotAlignment,
+    states: Tensor,
+    settings: SteeringSettings,
+    mask: Tensor | None = None,
+    verdict: Verdict | None = None,
+) -> Moved:
+    """`steer`, and which tokens landed."""
     settings.check()
     content = slot.content(states, mask)
-    slot.chosen(settings.categories)
+    names = slot.chosen(settings.categories)
     if settings.alpha == 0 and settings.mode != "project":
-        return states.clone()
-    moved = MODES[settings.mode](states.float(), slot, settings, content, verdict)
+        return Moved(states.clone(), torch.zeros_like(content))
+    if verdict is None and settings.judges:
+        verdict = Calibration.of([slot]).verdict(slot.prompt_scores(states, content), settings.budget, names)
+    moved, landed = MODES[settings.mode](states.float(), slot, settings, content, verdict)
     changed = (moved != states.float()).any(-1, keepdim=True)
     limit = torch.finfo(states.dtype).max
-    return torch.where(changed, moved.clamp(-limit, limit).to(states.dtype), states)
+    return Moved(torch.where(changed, moved.clamp(-limit, limit).to(states.dtype), states), landed)
 
 
 def add(
     states: Tensor, slot: SlotAlignment, settings: SteeringSettings, content: Tensor, verdict: Verdict | None
-) -> Tensor:
+) -> Moved:
     """h + alpha * v on every content token (arXiv 2606.05290, step 4)."""
     shift = settings.alpha * slot.vector(slot.chosen(settings.categories)).to(states)
-    return torch.where(content.unsqueeze(-1), states + shift, states)
+    return Moved(torch.where(content.unsqueeze(-1), states + shift, states), torch.zeros_like(content))
 
 
 def project(
     states: Tensor, slot: SlotAlignment, settings: SteeringSettings, content: Tensor, verdict: Verdict | None
-) -> Tensor:
+) -> Moved:
     """Raise each token's component along the direction to its benign mean, if it lies below the benign `budget` quantile."""
     for name in slot.chosen(settings.categories):
         unit = torch.nn.functional.normalize(slot.vector((name,)), dim=0).to(states)
         component = (states - slot.center.to(states)) @ unit
         low = content & (component < slot.token_level(name, settings.budget))
         states = torch.where(low.unsqueeze(-1), states - component.unsqueeze(-1) * unit, states)
-    return states
+    return Moved(states, torch.zeros_like(content))
+
+
+def graded(
+    states: Tensor, slot: SlotAlignment, settings: SteeringSettings, content: Tensor, verdict: Verdict | None
+) -> Moved:
+    """As strong as the prompt is unsafe: h + strength * alpha * v, and above the threshold landing as `gate` does.
+
+    The strength grows from 0 at the floor to 1 at the threshold, and landing from 0 at the threshold to 1 at LANDED. Below the
+    floor nothing changes; there is no jump anywhere.
+    """
+    assert verdict is not None
+    names = slot.chosen(settings.categories)
+    strength, landing = (part.to(states)[..., None, None] for part in (verdict.strength, verdict.landing))
+    own = content.unsqueeze(-1) & (strength > 0)
+    shifted = torch.where(own, states + strength * settings.alpha * slot.vector(names).to(states), states)
+    at_rest, landed = gate(states, slot, settings, content, verdict)
+    return Moved(torch.where(landing > 0, torch.lerp(shifted, at_rest, landing), shifted), landed)
 
 
 def gate(
     states: Tensor, slot: SlotAlignment, settings: SteeringSettings, content: Tensor, verdict: Verdict | None
-) -> Tensor:
+) -> Moved:
     """Act on flagged prompts only, there on the tokens that carry the concept, and land among benign states.
 
     Tokens move whose score lies above the prompt's mean or the first of TOKEN_MARGINS; where the prompt then still reads above
@@ -122,11 +164,11 @@ def gate(
     word that tells of the concept around it: it goes the way that they went on average, and stays that word; unless it scores
     above SURE, where hardly any harmless word does.
     """
-    names = slot.chosen(settings.categories)
     assert verdict is not None
-    pending = verdict.flagged
+    names = slot.chosen(settings.categories)
+    pending = verdict.flagged.to(content.device)
     if not pending.any():
-        return states
+        return Moved(states, torch.zeros_like(content))
     token_scores = torch.stack([slot.score(states, name) for name in names]).amax(0)
     mean = (token_scores * content).sum(-1, keepdim=True) / content.sum(-1, keepdim=True).clamp_min(1)
     context = _context(token_scores.masked_fill(~content, -torch.inf))
@@ -147,7 +189,7 @@ def gate(
         pending = pending & (slot.prompt_scores(out, content)[..., index].amax(-1) > STOP)
         if not pending.any():
             break
-    return out
+    return Moved(out, moved & ~context)
 
 
 def _context(token_scores: Tensor) -> Tensor:
@@ -159,10 +201,11 @@ def _context(token_scores: Tensor) -> Tensor:
     return (token_scores < bar) & (place != where)
 
 
-Mode = Callable[[Tensor, SlotAlignment, SteeringSettings, Tensor, "Verdict | None"], Tensor]
-"""(states float32 [..., T, W], slot, settings, content bool [..., T], verdict [...]) -> states of the same shape."""
+Mode = Callable[[Tensor, SlotAlignment, SteeringSettings, Tensor, "Verdict | None"], Moved]
+"""(states float32 [..., T, W], slot, settings, content bool [..., T], verdict [...]) -> what became of them."""
 
-MODES: Mapping[str, Mode] = {"gate": gate, "add": add, "project": project}
+MODES: Mapping[str, Mode] = {"gate": gate, "graded": graded, "add": add, "project": project}
 
-JUDGING = frozenset({"gate"})
+JUDGING = frozenset({"gate", "graded"})
 """Modes that ask for a verdict."""
+

@@ -16,6 +16,10 @@ FLOOR = 0.5
 """Share of everyday harmless prompts that lie below the floor, where grading begins: the median one is left as it is."""
 
 
+LANDED = 1.25
+"""Grade from which graded steering lands in full."""
+
+
 class Verdict(NamedTuple):
     """What is to be done about prompts, [...] each.
 
@@ -26,6 +30,16 @@ class Verdict(NamedTuple):
 
     flagged: Tensor
     grade: Tensor
+
+    @property
+    def strength(self) -> Tensor:
+        """How much of graded steering's shift they get: 0 up to the floor, 1 from the threshold on."""
+        return self.grade.clamp(0, 1)
+
+    @property
+    def landing(self) -> Tensor:
+        """How much of graded steering's landing they get: 0 up to the threshold, 1 from LANDED on."""
+        return ((self.grade - 1) / (LANDED - 1)).clamp(0, 1)
 
 
 @dataclass(frozen=True)
@@ -56,7 +70,7 @@ class Calibration:
 
     def scores(self, of_slots: Sequence[Tensor]) -> Tensor:
         """The slots' scores [..., K] as one, in standard deviations of everyday harmless prompts."""
-        total = torch.stack(list(of_slots)).sum(0)
+        total = sum(scores.to(of_slots[0]) for scores in of_slots[1:]) + of_slots[0]
         return (total - self.moments[:, 0].to(total)) / self.moments[:, 1].to(total)
 
     def threshold(self, budget: float, name: str) -> float:

@@ -24,6 +24,7 @@ SECTIONS = {
     "again": ("aligning:again", "aligning the same encoder a second time"),
     "solve": ("solving:measure", "the maps at 4096 x 4096"),
     "memory": ("memory:measure", "peak memory of fitting a slot at width 4096, by anchors"),
+    "wide": ("wide:measure", "the same of stacks of layers, up to 53,248 wide"),
     "start": ("startup:measure", "what the pack adds to ComfyUI's start"),
     "others": ("neighbours:measure", "SAFREE, a language model and an image filter, against a steered prompt"),
     "growth": ("growth:measure", "by tokens, width, categories and anchors; draws docs/speed-growth.png"),

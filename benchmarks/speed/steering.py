@@ -14,6 +14,8 @@ from .comfyui import clip_l, pack
 
 SHAPES = {"SDXL 1x77x2048": (77, 2048), "FLUX 1x256x4096": (256, 4096), "video 1x512x4096": (512, 4096)}
 CATEGORIES = ["disturbing", "hate", "humiliation", "illegal", "sexual", "violence"]
+LANGUAGES = ("en", "de", "es", "fr", "ja", "ko", "pt", "ru", "zh")
+ANCHORS = 5000
 WORDS = 14  # content tokens of a prompt; the rest is padding
 
 
@@ -26,12 +28,15 @@ def made_up(width: int, seed: int = 0, tokens: int = 0, categories: Sequence[str
     bank = torch.randn(
         import_module(f"{library.__name__}.align").BANK_SIZE, width, generator=draw
     ).half()  # `directions.align` is the function
+    unit = torch.tensor([0.0, 1.0]).expand(4, len(names), 2)
     slot = library.slot.SlotAlignment(
         names=names, vectors=torch.randn(len(names), width, generator=draw), readers=torch.randn(len(names), width, generator=draw) / width**0.5,
         prompt_readers=torch.randn(len(names), width, generator=draw) / width**0.5, center=torch.zeros(width),
-        token_moments=torch.tensor([0.0, 1.0]), peak_spread=torch.ones(len(names)),
-        prompt_moments=torch.tensor([[0.0, 1.0]] * (len(names) + 1)),
-        prompt_levels=levels, token_levels=levels * 20, bank=bank, bank_spacing=library.bank.spacing_of(bank), fit={"method": "ridge", "r2": 0.5, "top1": 0.5},
+        token_moments=unit[0, 0], reading_moments=unit, score_moments=unit[0], length_model=torch.zeros(2, len(names), 2),
+        languages=LANGUAGES, language_readers=torch.randn(len(LANGUAGES), width, generator=draw) / width**0.5,
+        language_bias=torch.zeros(len(LANGUAGES)), language_moments=unit[:1].expand(len(LANGUAGES), -1, -1, -1)[:, 0],
+        anchor_scores=torch.randn(ANCHORS, len(names), generator=draw), anchor_everyday=torch.ones(ANCHORS),
+        token_levels=levels * 20, bank=bank, bank_spacing=library.bank.spacing_of(bank), fit={"method": "ridge", "r2": 0.5, "top1": 0.5},
         direction={"name": "made-up", "source": "random", "sha256": "0" * 64},
         place=library.place.Place("cond", ("t",), width, width, length=tokens, before=0, after=0), probe=torch.ones(width),
     )  # fmt: skip
@@ -51,9 +56,9 @@ def measure() -> Iterator[Row]:
         mask = torch.zeros(1, tokens, dtype=torch.long)
         mask[:, :WORDS] = 1
         tasks[f"{shape}, copy"] = benign.clone
-        for mode in ("gate", "add", "project"):
+        for mode in pack().directions.MODES:
             settings = pack().directions.SteeringSettings(mode, 5.0, tuple(CATEGORIES), 0.01)
-            for kind, states in (("harmless", benign), ("flagged", unsafe)) if mode == "gate" else (("", benign),):
+            for kind, states in (("harmless", benign), ("flagged", unsafe)) if settings.judges else (("", benign),):
                 tasks[f"{shape}, {mode} {kind}".strip()] = _apply(encoders, states, mask, aligned, settings)
     with torch.inference_mode():
         seconds = in_turn(tasks, 15)

@@ -2,6 +2,7 @@
 
 templates  what tokenizers put around a prompt
 places     which tensors of an encoder's output hold it
+past       what carries it past its states
 content    which of their states are the prompt's own; padding tells padding from content
 layout     the three together: found out once per CLIP, then asked
 batching   many prompts in few passes
@@ -25,6 +26,7 @@ from .flag import Refused
 from .guard import guard_model
 from .marks import is_steered
 from .minilm import load_minilm
+from .places import Unsteerable
 from .reading import Reading, inspect_conditioning, prompt_words
 from .steering import steer_conditioning
 from .sweep import Swept, progress, sweep_conditioning
@@ -34,6 +36,7 @@ __all__ = [
     "Refused",
     "StaleAlignment",
     "Swept",
+    "Unsteerable",
     "align_encoder",
     "check_encoder",
     "guard_model",

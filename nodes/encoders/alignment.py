@@ -20,7 +20,8 @@ from ...directions.direction import Direction
 from ...directions.files import DirectionFormatError
 from ...directions.place import Place
 from ...directions.slot import SlotAlignment
-from ...directions.special_tokens import SpecialTokenBank
+from ...directions.special_tokens import MAX_ROLES, SpecialTokenBank
+from ...directions.wide import USUAL_TOKENS, WIDEST, WideStates
 from .batching import BatchReader
 from .clip import unsteered
 from .content import content_of_states
@@ -28,7 +29,8 @@ from .entry import StaleAlignment
 from .identity import identify
 from .layout import Layout, first_row
 from .padding import fit_padding
-from .places import encode, slots
+from .places import Unsteerable, encode
+from .templates import quiet
 
 REPORT = 16
 """Prompts between two steps of the progress bar."""
@@ -36,13 +38,17 @@ REPORT = 16
 PADDING_PROMPTS, PADDING_ROWS = 36, 24
 """Prompts of all lengths that the padding reader is fitted on, and padding states of each."""
 
-SPECIAL_PROMPTS = 1024
-"""Anchors whose special tokens are kept; about half of them score low enough to land on."""
+SPECIAL_PROMPTS, SPECIAL_VALUES = 1024, 2**26
+"""Anchors whose special tokens are kept; about half of them score low enough to land on. And values: very wide states take no
+more than 256 MiB, so that a few hundred prompts are kept."""
 
-MEMORY, USUAL_TOKENS = 3 * 2**30, 12
-"""Bytes of anchor states at a time; content tokens of an anchor."""
+PADDING_VALUES = 2**25
+"""That the padding reader is fitted on, of content and of padding each."""
 
-FORMAT = 6
+MEMORY = 3 * 2**30
+"""Bytes of anchor states at a time."""
+
+FORMAT = 7
 """Of what is kept; another number makes every alignment anew."""
 
 
@@ -50,7 +56,7 @@ def align_encoder(clip: Any, direction: Direction, method: str) -> Alignment:
     """The alignment of `direction` to `clip`: from the cache if it was made before, else made and kept.
 
     Raises:
-        ValueError: the CLIP gives no text conditioning, or none that depends on its prompt.
+        Unsteerable: the CLIP gives no states that depend on its prompt.
     """
     clip = unsteered(clip)
     kind = _kind(direction, method)
@@ -58,14 +64,10 @@ def align_encoder(clip: Any, direction: Direction, method: str) -> Alignment:
     kept = _kept_for(kind, identity, direction)
     if kept is not None:
         return kept
-    tokens = clip.tokenize(PROBE_PROMPT)
-    output = encode(clip, tokens)
-    if "cond" not in slots(output):
-        raise ValueError(f"this CLIP gives {sorted(output)} and no `cond` tensor to steer")
     layout = Layout.discover(clip)
-    if not any(place.tensor == "cond" for place in layout.places.values()):
-        raise ValueError("this CLIP's `cond` doesn't depend on the prompt: there is nothing to steer")
-    probes = {name: rows.mean(0) for name, rows in layout.states(tokens, output).items()}
+    if not layout.places:
+        raise Unsteerable("what this CLIP gives doesn't depend on the prompt: there is nothing to steer")
+    probes = _probes(clip, layout)
     aligned = _kept_like(kind, direction, layout.places, probes) or _align(clip, direction, method, layout, probes)
     try:
         aligned.save(_folder() / f"{kind}-{identity or _hash_of(probes)}.safetensors")
@@ -93,7 +95,7 @@ def _align(clip: Any, direction: Direction, method: str, layout: Layout, probes:
 
 
 def _special_token_bank(
-    slot: SlotAlignment, rows: Sequence[Tensor], special: Mapping[int, Mapping[int, Tensor]]
+    slot: SlotAlignment, rows: Sequence[Tensor] | WideStates, special: Mapping[int, Mapping[int, Tensor]]
 ) -> SpecialTokenBank:
     """Of the anchors that score below average, whose own states are `rows` and whose special tokens are kept by index."""
     harmless = [
@@ -106,9 +108,12 @@ def _special_token_bank(
 def probe_states(clip: Any, aligned: Alignment) -> dict[str, Tensor]:
     """A CLIP's mean states on the probe prompt, where `aligned` has its slots; see `Alignment.fits`."""
     clip = unsteered(clip)
-    tokens = clip.tokenize(PROBE_PROMPT)
-    output = encode(clip, tokens)
-    return {name: rows.mean(0) for name, rows in Layout.known(clip, aligned.places).states(tokens, output).items()}
+    return _probes(clip, Layout.known(clip, aligned.places))
+
+
+def _probes(clip: Any, layout: Layout) -> dict[str, Tensor]:
+    tokens = quiet(clip.tokenize(PROBE_PROMPT))
+    return {name: rows.mean(0) for name, rows in layout.states(tokens, encode(clip, tokens)).items()}
 
 
 def check_encoder(clip: Any, aligned: Alignment) -> None:
@@ -129,7 +134,7 @@ def _affordable(layout: Layout, prompts: int) -> Iterator[Layout]:
     group: dict[str, Place] = {}
     for name, place in layout.places.items():
         group[name] = place
-        if sum(p.width for p in group.values()) * prompts * USUAL_TOKENS * 4 > MEMORY:
+        if sum(min(p.width, WIDEST) for p in group.values()) * prompts * USUAL_TOKENS * 4 > MEMORY:
             yield layout.only(group)
             group = {}
     if group:
@@ -138,13 +143,13 @@ def _affordable(layout: Layout, prompts: int) -> Iterator[Layout]:
 
 def _anchor_states(
     clip: Any, prompts: Sequence[str], layout: Layout, benign: Sequence[int]
-) -> tuple[dict[str, list[Tensor]], dict[str, dict[int, dict[int, Tensor]]]]:
+) -> tuple[dict[str, list[Tensor] | WideStates], dict[str, dict[int, dict[int, Tensor]]]]:
     """Each prompt's content states by slot, in order; and by slot and index the special tokens' of some, evenly drawn
     from `benign`."""
-    tokens = [clip.tokenize(prompt) for prompt in prompts]
-    states: dict[str, list[Tensor]] = {name: [torch.empty(0)] * len(prompts) for name in layout.places}
+    tokens = [layout.tokenize(prompt) for prompt in prompts]
+    states = {name: _room(place, len(prompts), benign) for name, place in layout.places.items()}
     special: dict[str, dict[int, dict[int, Tensor]]] = {name: {} for name in layout.places}
-    drawn = {id(tokens[i]): i for i in benign[:: -(-len(benign) // SPECIAL_PROMPTS)]}
+    drawn = {id(tokens[i]): i for i in benign[:: -(-len(benign) // _special_prompts(layout))]}
 
     def read(entry: Any, output: Mapping[str, Any], index: int | None = None) -> dict[str, Tensor]:
         index = drawn.get(id(entry)) if index is None else index
@@ -153,18 +158,42 @@ def _anchor_states(
                 special[name].setdefault(index, own)
         return layout.states(entry, output)
 
-    bar = comfy.utils.ProgressBar(len(prompts))
-    reader = BatchReader(clip, read)
-    for done, (index, rows) in enumerate(reader.read(tokens), 1):
-        if len(rows) < len(layout.places):
-            # Some encoders fill a slot only from text in quotation marks.
-            quoted = clip.tokenize(f'a sign that says "{prompts[index]}"')
-            rows = read(quoted, encode(clip, quoted), drawn.get(id(tokens[index]))) | rows
-        for name, own in rows.items():
-            states[name][index] = own
-        if done % REPORT == 0 or done == len(prompts):
-            bar.update_absolute(done)
+    wide = next((rows for rows in states.values() if isinstance(rows, WideStates)), None)
+    parts = [part for part in (wide.order() if wide else (range(len(prompts)),)) if part]
+    bar, done = comfy.utils.ProgressBar(len(prompts)), 0
+    for part in parts:
+        for at, rows in BatchReader(clip, read).read([tokens[i] for i in part]):
+            index, done = part[at], done + 1
+            if len(rows) < len(layout.places):
+                # Some encoders fill a slot only from text in quotation marks.
+                quoted = layout.tokenize(f'a sign that says "{prompts[index]}"')
+                rows = read(quoted, encode(clip, quoted), drawn.get(id(tokens[index]))) | rows
+            for name, own in rows.items():
+                _keep(states[name], index, own)
+            if done % REPORT == 0 or done == len(prompts):
+                bar.update_absolute(done)
     return states, special
+
+
+def _room(place: Place, prompts: int, benign: Sequence[int]) -> list[Tensor] | WideStates:
+    """For the states of all prompts in a slot."""
+    if place.width <= WIDEST:
+        return [torch.empty(0)] * prompts
+    own = set(benign)
+    return WideStates([i in own for i in range(prompts)], place.width)
+
+
+def _keep(states: list[Tensor] | WideStates, index: int, rows: Tensor) -> None:
+    if isinstance(states, WideStates):
+        states.add(index, rows)
+    else:
+        states[index] = rows
+
+
+def _special_prompts(layout: Layout) -> int:
+    """How many prompts' special tokens are kept."""
+    values = max(place.width * (1 + min(place.before + place.after, 2 * MAX_ROLES)) for place in layout.places.values())
+    return max(1, min(SPECIAL_PROMPTS, SPECIAL_VALUES // values))
 
 
 def _padding(clip: Any, prompts: Sequence[str], layout: Layout) -> dict[str, Tensor]:
@@ -173,7 +202,7 @@ def _padding(clip: Any, prompts: Sequence[str], layout: Layout) -> dict[str, Ten
     kept: dict[str, tuple[list[Tensor], list[Tensor]]] = {name: ([], []) for name in wanted.places}
     for count in range(PADDING_PROMPTS if kept else 0):
         words = " ".join(prompts[(count + i) % len(prompts)] for i in range(1 + count % 6)).split()
-        tokens = clip.tokenize(" ".join(words[: 2 + 2 * count]))
+        tokens = layout.tokenize(" ".join(words[: 2 + 2 * count]))
         output = encode(clip, tokens)
         for name, mask in wanted.content(tokens, output).items():
             place = wanted.places[name]
@@ -181,7 +210,11 @@ def _padding(clip: Any, prompts: Sequence[str], layout: Layout) -> dict[str, Ten
             own = first_row(output[place.tensor], place).float().cpu()
             kept[name][0].append(own[mask])
             kept[name][1].append(own[rest][:: max(1, int(rest.sum()) // PADDING_ROWS)])
-    return {name: fit_padding(torch.cat(a), torch.cat(b)) for name, (a, b) in kept.items()}
+    return {name: fit_padding(*(_some(torch.cat(rows)) for rows in both)) for name, both in kept.items()}
+
+
+def _some(rows: Tensor) -> Tensor:
+    return rows[:: -(-rows.numel() // PADDING_VALUES)]
 
 
 def _folder() -> Path:

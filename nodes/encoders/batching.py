@@ -22,6 +22,8 @@ TOKENS = {"cpu": 512}  # that a language model reads in one pass; a CPU gains no
 TOKENS_ELSEWHERE = 8192
 ROOM = 2**28  # bytes of states read ahead
 CLOSE = 1e-4
+RUN = 8
+"""As many padding tokens in a row inside a prompt are padding, whatever stands behind them."""
 
 Ids = tuple[int, ...]
 
@@ -42,29 +44,36 @@ class BatchReader:
         self.clip = clip.clone()
         self._able = True
         self._ahead: dict[str, dict[Ids, None]] = {}  # by stream, in order
-        self._kept: dict[tuple[str, Ids], tuple] = {}
+        self._kept: dict[tuple[str, Ids], tuple[tuple, Ids, int | None]] = {}
         self._trims: dict[str, bool] = {}  # by language model
+        self._pads: set[int] = set()
+        self._each = 0.0  # bytes that the language models return for a token
         for name, module in clip.cond_stage_model.named_modules():
             if isinstance(module, comfy.sd1_clip.SDClipModel):
-                path = f"{name}.encode".removeprefix(".")
+                path, pad = f"{name}.encode".removeprefix("."), module.special_tokens.get("pad")
                 read = clip.patcher.get_model_object(path)
-                self.clip.patcher.add_object_patch(
-                    path, partial(self._encode, path, read, module.special_tokens.get("pad"))
-                )
+                self._pads |= {pad} - {None}
+                self.clip.patcher.add_object_patch(path, partial(self._encode, path, read, pad))
 
     def read(self, tokens: Sequence[Tokens]) -> Iterator[tuple[int, dict[str, Tensor]]]:
         """Each prompt's index and content, longest first."""
-        order = sorted(range(len(tokens)), key=lambda i: _length(tokens[i]), reverse=True)
+        order = sorted(range(len(tokens)), key=lambda i: self._length(tokens[i]), reverse=True)
         first = encode(self.clip, tokens[order[0]])
         size = sum(value.nbytes for value in slots(first).values())
         limit = TOKENS.get(self.clip.patcher.load_device.type, TOKENS_ELSEWHERE)
         self._able = self._agrees([tokens[order[0]], tokens[order[-1]]])
         while order:
             comfy.model_management.throw_exception_if_processing_interrupted()
-            length = _length(tokens[order[0]], all(self._trims.values()))
-            count = max(1, min(limit // length, ROOM // size))
+            length = self._length(tokens[order[0]], all(self._trims.values()))
+            count = max(1, min(limit // length, ROOM // max(size, int(self._each * length))))
             batch, order = order[:count], order[count:]
             yield from zip(batch, self._together([tokens[i] for i in batch]))
+
+    def _length(self, tokens: Tokens, trimmed: bool = True) -> int:
+        """How many tokens the longest stream has; trimmed: less its padding."""
+        rows = [tuple(token[0] for section in sections for token in section) for sections in streams(tokens).values()]
+        spans = (_needed(ids, next((pad for pad in self._pads if pad in ids), None)) for ids in rows)
+        return max(1, *(stop - start for start, stop in spans)) if trimmed else max(1, *map(len, rows))
 
     def _agrees(self, tokens: Sequence[Tokens]) -> bool:
         together = list(self._together(tokens))
@@ -88,40 +97,34 @@ class BatchReader:
     def _encode(self, path: str, read: Callable, pad: int | None, sections: Sequence[Sequence[Any]]) -> tuple:
         ids = _ids(sections)
         if ids is None or not self._ahead:
-            return read(sections)
+            output = read(sections)
+            self._each = max(self._each, _nbytes(output) / max(1, sum(map(len, sections))))
+            return output
         if (path, ids) not in self._kept:
             rows = next((list(rows) for rows in self._ahead.values() if ids in rows), [])
             try:
-                self._kept |= {(path, row): own for row, own in self._read_ahead(path, read, pad, rows, ids)}
+                self._kept |= {(path, row): (own, row, to) for row, own, to in self._read_ahead(path, read, pad, rows, ids)}
             except comfy.model_management.OOM_EXCEPTION:
                 comfy.model_management.soft_empty_cache()
                 self._able = False
                 self._forget()
-        return self._kept.pop((path, ids), None) or read(sections)
+        part, row, trimmed = self._kept.pop((path, ids), (None, ids, None))
+        if part is None:
+            return read(sections)
+        return part if trimmed is None else _restored(part, row, pad, trimmed)
 
     def _read_ahead(
         self, path: str, read: Callable, pad: int | None, rows: Sequence[Ids], ids: Ids
-    ) -> list[tuple[Ids, tuple]]:
+    ) -> list[tuple[Ids, tuple, int | None]]:
+        """Of several prompts what a language model returns, and the length that it was read in, where that was less."""
         if path not in self._trims and len(rows) > 1:
             self._trims[path] = _can_trim(read, pad, [rows[0], rows[-1]])
         if self._trims.get(path):
-            return list(zip(rows, _read_trimmed(read, pad, rows)))
+            parts, length = _read_trimmed(read, pad, rows)
+            return [(row, part, length) for row, part in zip(rows, parts)]
         rows = [row for row in rows if len(row) == len(ids)]
-        return list(zip(rows, _split(read([list(row) for row in rows]), len(rows)))) if len(rows) > 1 else []
-
-
-def _length(tokens: Tokens, trimmed: bool = True) -> int:
-    """How many tokens the longest stream has; trimmed: less what it ends with again and again."""
-    rows = [[token[0] for section in sections for token in section] for sections in streams(tokens).values()]
-    return max((_needed(ids, ids[-1]) if trimmed else len(ids) for ids in rows if ids), default=1)
-
-
-def _needed(ids: Sequence[Any], pad: int | None) -> int:
-    """The length up to the first padding token, with it: it may be the end token as well."""
-    stop = len(ids)
-    while stop > 1 and isinstance(ids[stop - 1], int) and ids[stop - 1] == ids[stop - 2] == pad:
-        stop -= 1
-    return stop
+        parts = _split(read([list(row) for row in rows]), len(rows)) if len(rows) > 1 else []
+        return [(row, part, None) for row, part in zip(rows, parts)]
 
 
 def _ids(sections: Sequence[Sequence[Any]]) -> Ids | None:
@@ -129,36 +132,61 @@ def _ids(sections: Sequence[Sequence[Any]]) -> Ids | None:
     return tuple(sections[0]) if len(sections) == 1 and all(isinstance(token, int) for token in sections[0]) else None
 
 
+def _needed(ids: Sequence[Any], pad: int | None) -> tuple[int, int]:
+    """What of a prompt is no padding, with the first padding token behind it, which may be the end token as well: start, stop."""
+    if pad is None:
+        return 0, len(ids)
+    start, stop = 0, len(ids)
+    while start < stop - 1 and ids[start] == pad:
+        start += 1
+    while stop > start + 1 and ids[stop - 1] == ids[stop - 2] == pad:
+        stop -= 1
+    run = 0
+    for i in range(start, stop):
+        run = run + 1 if ids[i] == pad else 0
+        if run == RUN:
+            return start, i - RUN + 2
+    return start, stop
+
+
 def _can_trim(read: Callable, pad: int | None, rows: Sequence[Ids]) -> bool:
     """Whether a language model gives these prompts, of different lengths, the same states when they are read together
     with little padding."""
     try:
-        trimmed = _read_trimmed(read, pad, rows)
+        trimmed, length = _read_trimmed(read, pad, rows)
     except comfy.model_management.OOM_EXCEPTION:
         raise
     except (RuntimeError, ValueError, IndexError):  # a length that it can't read: CLIP wants all of its 77 tokens
         return False
-    return bool(trimmed) and all(_alike(own, read([list(row)]), _needed(row, pad)) for row, own in zip(rows, trimmed))
+    return bool(trimmed) and all(
+        _alike(_restored(part, row, pad, length), read([list(row)]), _needed(row, pad)) for row, part in zip(rows, trimmed)
+    )
 
 
-def _read_trimmed(read: Callable, pad: int | None, rows: Sequence[Ids]) -> list[tuple]:
-    """What a language model returns for each of several prompts, read with as little padding as they need; zero behind that."""
+def _read_trimmed(read: Callable, pad: int | None, rows: Sequence[Ids]) -> tuple[list[tuple], int]:
+    """What a language model returns for each of several prompts, read with as little padding as they need, and how many tokens
+    each was read in."""
     if pad is None:
-        return []
-    length = max(_needed(row, pad) for row in rows)
-    parts = _split(read([[*row[:length], *[pad] * (length - len(row))] for row in rows]), len(rows))
-    return [_map(part, lambda t: _resized(t, length, len(row))) for row, part in zip(rows, parts)]
+        return [], 0
+    spans = [row[slice(*_needed(row, pad))] for row in rows]
+    length = max(map(len, spans))
+    return _split(read([[*own, *[pad] * (length - len(own))] for own in spans]), len(rows)), length
 
 
-def _resized(tensor: Tensor, length: int, wanted: int) -> Tensor:
+def _restored(part: tuple, row: Ids, pad: int | None, length: int) -> tuple:
+    """What was read in so many tokens, as long as the prompt is: zero where it wasn't read."""
+    start, _ = _needed(row, pad)
+    return _map(part, lambda tensor: _placed(tensor, length, start, len(row)))
+
+
+def _placed(tensor: Tensor, length: int, start: int, wanted: int) -> Tensor:
     """Cut or fill the token dimension of states [1, T, W], stacked layers [1, L, T, W] or a mask [1, T]; others as they are."""
     axis = tensor.dim() - (2 if tensor.dim() > 2 else 1)
     if tensor.shape[axis] != length or (tensor.dim() == 2 and tensor.is_floating_point()):
         return tensor
-    missing = max(0, wanted - length)
-    return torch.nn.functional.pad(
-        tensor.narrow(axis, 0, min(length, wanted)), (0, missing) if axis == tensor.dim() - 1 else (0, 0, 0, missing)
-    )
+    own = tensor.narrow(axis, 0, min(length, wanted - start))
+    around = (start, wanted - start - own.shape[axis])
+    return torch.nn.functional.pad(own, around if axis == tensor.dim() - 1 else (0, 0, *around))
 
 
 def _map(output: Any, change: Callable[[Tensor], Tensor]) -> Any:
@@ -185,10 +213,18 @@ def _split(output: tuple, count: int) -> list[tuple]:
     )
 
 
-def _alike(one: tuple, other: tuple, needed: int) -> bool:
-    """Whether two readings of a prompt give the same states up to its padding, and the same pooled state."""
+def _nbytes(output: Any) -> int:
+    """Of all tensors that a language model returns."""
+    if isinstance(output, (tuple, Mapping)):
+        return sum(map(_nbytes, output.values() if isinstance(output, Mapping) else output))
+    return output.nbytes if torch.is_tensor(output) else 0
+
+
+def _alike(one: tuple, other: tuple, needed: tuple[int, int]) -> bool:
+    """Whether two readings of a prompt give the same states where there is no padding, and the same pooled state."""
+    own = slice(*needed)
     states = all(a.shape == b.shape for a, b in zip(one[:1], other[:1])) and _close(
-        {"": one[0][..., :needed, :]}, {"": other[0][..., :needed, :]}
+        {"": one[0][..., own, :]}, {"": other[0][..., own, :]}
     )
     pooled = [output[1] for output in (one, other)]
     return states and (not all(map(torch.is_tensor, pooled)) or _close({"": pooled[0]}, {"": pooled[1]}))

@@ -27,7 +27,8 @@ class _SteeredEncode:
         cond, pooled, *rest = self.inner(tokens, *args, **kwargs)
         found = {**(rest[0] if rest else {}), "pooled_output": pooled}
         masks = self.layout.content(tokens, {**found, "cond": cond})
-        cond, steered = self.steering((cond, found), masks, give_back=True)
+        same_text = lambda slot: self.layout.same_text(tokens, slot)
+        cond, steered = self.steering((cond, found), masks, give_back=True, same_text=same_text)
         extras = dict(steered)
         return cond, extras.pop("pooled_output"), extras, *rest[1:]
 

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any, Mapping
+import itertools
+from typing import Any, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from ...directions.place import Place
 from ...directions.special_tokens import find_special_tokens
-from .templates import Template, Tokens, streams, unpadded
+from .templates import PICTURE, Template, Tokens, streams, unpadded
 
 FIRST = 64
 """Columns that are looked at first for states of zeros."""
+
+SIDES = range(8, 65)
+"""Pixels along a side of the square that one state shows; encoders of today take 28 and 32."""
+
+MARKED = 3
+"""Tokens by which the end of what is cropped is found again: a chat's mark, its speaker and the new line."""
 
 CERTAIN = 4.0
 """A state's padding score counts no more than this, so that one odd word doesn't outweigh the padding around it."""
@@ -24,31 +31,65 @@ def length_in(tokens: Tokens, place: Place) -> int:
 
 def placed(tokens: Tokens, place: Place, templates: Mapping[str, Template], start: int, length: int) -> Tensor:
     """The content of one part, bool [length], from its tokens."""
-    positions: list[int] = []
-    for key in place.keys:
-        if key not in streams(tokens):
-            continue
-        at = start - place.shift - (unpadded(tokens[key][0], templates[key].pad)[0] if place.trimmed else 0)
-        total = sum(len(section) for section in tokens[key])
-        # A picture in the prompt is one token and many states; what comes after it moves back.
-        pictures = [
-            i for i, token in enumerate(t for section in tokens[key] for t in section) if isinstance(token[0], dict)
-        ]
-        extra = max(0, length - (total + at)) if pictures else 0
-        index = 0
-        for section in tokens[key]:
-            for i in templates[key].content(section):
-                position = index + i + at + (extra if pictures and index + i > pictures[-1] else 0)
-                if (
-                    0 <= position < length
-                    and not isinstance(section[i][0], dict)
-                    and not (pictures and index + i < pictures[-1])
-                ):
-                    positions.append(position)
-            index += len(section)
     mask = torch.zeros(length, dtype=torch.bool)
-    mask[positions] = True
+    for key in place.keys:
+        if key in streams(tokens):
+            mask[_positions(tokens[key], place, templates[key], start, length)] = True
     return mask
+
+
+def _positions(
+    sections: Sequence[Sequence[tuple]], place: Place, template: Template, start: int, length: int
+) -> list[int]:
+    """Where the content of one stream's sections lies among the states of a part."""
+    starts = [sum(map(len, sections[:i])) for i in range(len(sections))]
+    own = [begin + i for begin, section in zip(starts, sections) for i in template.content(section)]
+    kinds = [kind for section in sections for kind in template.kinds(section)]
+    pictures = [i for i, kind in enumerate(kinds) if kind == PICTURE]
+    at = start - place.shift - (unpadded(kinds, template.pad)[0] if place.trimmed else 0)
+    elsewhere = place.parts == 1 and not all(map(template.opens, sections))
+    if elsewhere:  # a template of the prompt's own: what is cropped of it is only known from what is left
+        at = length + place.cropped - len(kinds)
+    if pictures:
+        # A picture in the prompt is one token and many states; what comes after it moves back.
+        sizes = [_size(token[0]) for section in sections for token in section if isinstance(token[0], dict)]
+        total = length - start + place.cropped - len(kinds) + len(sizes)
+        at, counts = _with_pictures(sizes, total, _drops(kinds, place, template))
+        own_at = [start + at + i + sum(n - 1 for n, picture in zip(counts, pictures) if picture < i) for i in own]
+    else:
+        own_at = [at + i for i in own]
+    inside = [i for i in own_at if 0 <= i < length]
+    return list(range(length)) if elsewhere and own and not inside else inside
+
+
+def _drops(kinds: Sequence[Any], place: Place, template: Template) -> list[int]:
+    """How many tokens may be cropped at the front where there are pictures: up to the same tokens as without, or as many."""
+    last = list(template.opening[max(0, place.shift - MARKED) : max(0, place.shift)])
+    found = (i + len(last) for i in range(len(kinds)) if last and kinds[i : i + len(last)] == last)
+    return [*itertools.islice(found, 1), place.shift]
+
+
+def _size(picture: Mapping[str, Any]) -> tuple[int, int]:
+    """A picture's height and width in pixels."""
+    shapes = [value.shape for value in picture.values() if torch.is_tensor(value) and value.dim() > 2]
+    return (shapes[0][-3], shapes[0][-2]) if shapes else (1, 1)
+
+
+def _with_pictures(sizes: Sequence[tuple[int, int]], total: int, drops: Sequence[int]) -> tuple[int, list[int]]:
+    """Where token 0 lies and how many states each picture has: one for each square of some side, else by area.
+
+    Args:
+        total: the pictures' states together, were nothing dropped.
+        drops: how many tokens may be dropped at the front; the first that adds up is it.
+    """
+    for drop in drops:
+        for side in SIDES:
+            counts = [max(1, round(height / side)) * max(1, round(width / side)) for height, width in sizes]
+            if sum(counts) == total + drop:
+                return -drop, counts
+    areas, all_of = [height * width for height, width in sizes], total + drops[0]
+    stops = [round(all_of * sum(areas[: i + 1]) / sum(areas)) for i in range(len(areas))]
+    return -drops[0], [stop - start for start, stop in zip([0, *stops], stops)]
 
 
 def content_of_tokens(
@@ -79,7 +120,7 @@ def attended_states(states: Tensor, name: str, extras: Mapping[str, Any]) -> Ten
     attended = seen.cpu()
     if (
         torch.is_tensor(mask)
-        and mask.shape[-1] == states.shape[-2]
+        and mask.shape[-1] == states.shape[-2] > 0
         and mask.numel() in (attended.shape[-1], attended.numel())
     ):
         attended = attended & mask.to("cpu").bool().reshape(-1, states.shape[-2])

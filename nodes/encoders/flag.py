@@ -1,9 +1,15 @@
-"""What was flagged and why, as a value; words are made here alone."""
+"""The verdict on a prompt, and why it was flagged, as a value; words are made here alone."""
 
 from __future__ import annotations
 
 import logging
-from typing import NamedTuple
+from typing import Mapping, NamedTuple
+
+from ...directions.alignment import Alignment
+from ...directions.direction_format import GLOBAL
+from ...directions.steer import SteeringSettings
+from ...directions.verdict import Verdict
+from .entry import Own
 
 LOG = logging.getLogger("safety_directions")
 
@@ -13,22 +19,38 @@ class Flag(NamedTuple):
 
     Attributes:
         name: `global` or the category.
-        slot: where.
         score, threshold: in benign standard deviations.
         budget: the share of harmless prompts that it was set for.
     """
 
     name: str
-    slot: str
     score: float
     threshold: float
     budget: float
 
     def __str__(self) -> str:
         return (
-            f"{self.name} score {self.score:+.2f} in {self.slot}, over the threshold {self.threshold:+.2f} "
+            f"{self.name} score {self.score:+.2f}, over the threshold {self.threshold:+.2f} "
             f"at a budget of {self.budget:.1%}"
         )
+
+
+def judge(own: Mapping[str, Own], aligned: Alignment, settings: SteeringSettings) -> tuple[Verdict | None, Flag | None]:
+    """One verdict on each row of a batch over all its slots [B], and why the row that is furthest over is flagged."""
+    if not own:
+        return None, None
+    names, budget = settings.categories or (GLOBAL,), settings.budget
+    calibration = aligned.calibrations.of(list(own))
+    scores = calibration.scores([aligned.slots[name].prompt_scores(one.states, one.mask) for name, one in own.items()])
+    verdict = calibration.verdict(scores, budget, names)
+    if not bool(verdict.flagged.any()):
+        return verdict, None
+    highest = scores.amax(0).tolist()
+    flags = [
+        Flag(name, highest[aligned.names.index(name)], calibration.threshold(budget / len(names), name), budget)
+        for name in names
+    ]
+    return verdict, max(flags, key=lambda flag: flag.score - flag.threshold)
 
 
 class Refused(ValueError):

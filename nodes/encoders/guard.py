@@ -12,7 +12,7 @@ from ...directions.alignment import Alignment
 from ...directions.steer import SteeringSettings
 from .entry import Entry
 from .flag import Refused, act_on
-from .marks import carried, marks, sha_of
+from .marks import carried, carrying, marks, sha_of
 from .steering import Steering
 
 GUARD = "Safety Direction Guard"
@@ -120,10 +120,6 @@ def _give_back(entry: Entry, *_: Any) -> Entry:
             cond, extras = mark.before
             return cond, {
                 **entry[1],
-                **{
-                    place.tensor: extras[place.tensor]
-                    for place in mark.aligned.places.values()
-                    if place.tensor in extras
-                },
+                **{name: extras[name] for name in carrying(mark.aligned) if name in extras},
             }
     return entry

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+from typing import Any, Mapping
 
 import comfyui_version
 import torch
 
 from ...directions.alignment import PROBE_PROMPT
+from .templates import kind_of, numbers_of, streams
 
 SAMPLES = 256  # values of each tensor; training or a LoRA changes nearly all of them
 PLAIN = {"manual_cast_dtype"}  # what ComfyUI patches into every text encoder
@@ -35,7 +36,7 @@ def identify(clip: Any) -> str | None:
     ):
         return None
     classes = [f"{type(part).__module__}.{type(part).__qualname__}" for part in (model, clip.tokenizer)]
-    facts = (comfyui_version.__version__, classes, clip.layer_idx, clip.tokenizer_options, clip.tokenize(PROBE_PROMPT))
+    facts = (comfyui_version.__version__, classes, clip.layer_idx, clip.tokenizer_options, _undated(clip))
     digest = hashlib.sha256(repr(facts).encode())
     try:
         for name, ((weight, *_), *patches) in sorted(clip.get_key_patches().items()):
@@ -45,6 +46,16 @@ def identify(clip: Any) -> str | None:
     except _Unknown:
         return None
     return digest.hexdigest()[:20]
+
+
+def _undated(clip: Any) -> Any:
+    """The probe prompt's tokens without numbers: a template may have today's date in it, and the alignment is the same tomorrow."""
+    tokens = clip.tokenize(PROBE_PROMPT)
+    texts = {}
+    for key, sections in streams(tokens).items():
+        numbers = numbers_of(clip, key, [token[0] for section in sections for token in section])
+        texts[key] = [[(kind_of(token[0], numbers), *token[1:]) for token in section] for section in sections]
+    return {**tokens, **texts} if isinstance(tokens, Mapping) else tokens
 
 
 def _add(digest: Any, value: Any) -> None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Collection, Mapping
+from typing import Any, Callable, Collection, Mapping
 
 import torch
 from torch import Tensor
 
+from ...directions.alignment import PROBE_PROMPT
 from ...directions.place import Place
 from ...directions.special_tokens import special_states
 from .content import attended, content_of_tokens, special_positions
-from .places import find_places
-from .templates import Template, Tokens, find_templates
+from .past import same_text
+from .places import encode, find_places, slots
+from .templates import Template, Tokens, find_templates, quiet, tokenizer_of
 
 
 @dataclass(frozen=True)
@@ -22,21 +24,39 @@ class Layout:
     Attributes:
         templates: what each tokenizer puts around a prompt, by token stream.
         places: where each slot lies in the output, by slot.
+        tokenize: how to tokenize a prompt whose states alone are wanted.
+        decoders: each tokenizer's way from tokens to text, by token stream, where there is one.
     """
 
     templates: Mapping[str, Template]
     places: Mapping[str, Place]
+    tokenize: Callable[[str], Tokens]
+    decoders: Mapping[str, Callable[[list], str]]
 
     @classmethod
     def discover(cls, clip: Any) -> "Layout":
-        """By asking the CLIP: a few prompts are tokenized, and one is encoded a few times with a token changed."""
+        """By asking the CLIP: a few prompts are tokenized, and one is encoded a few times with a token changed.
+
+        Raises:
+            Unsteerable: it gives the prompt, but no states.
+        """
         templates = find_templates(clip)
-        return cls(templates, find_places(clip, templates))
+        tokens = clip.tokenize(PROBE_PROMPT)
+        calm = quiet(tokens)
+        output, more, tokenize = encode(clip, calm), set[str](), clip.tokenize
+        if calm is not tokens:
+            whole = encode(clip, tokens)
+            more = set(whole) - set(output)
+            if all(torch.equal(value, whole[name]) for name, value in slots(output).items()):
+                tokenize = lambda prompt: quiet(clip.tokenize(prompt))
+        places = find_places(clip, templates, calm, output, more)
+        return cls(templates, places, tokenize, _decoders(clip, templates))
 
     @classmethod
     def known(cls, clip: Any, places: Mapping[str, Place]) -> "Layout":
         """Of a CLIP whose slots are known, from its alignment; nothing is encoded."""
-        return cls(find_templates(clip), places)
+        templates = find_templates(clip)
+        return cls(templates, places, clip.tokenize, _decoders(clip, templates))
 
     def only(self, slots: Collection[str]) -> "Layout":
         """The same with some of the slots."""
@@ -45,6 +65,16 @@ class Layout:
     def content(self, tokens: Tokens, output: Mapping[str, Any]) -> dict[str, Tensor]:
         """The prompt's own tokens in every sequence slot, bool [T]."""
         return content_of_tokens(tokens, self.places, self.templates, output)
+
+    def same_text(self, tokens: Tokens, slot: str) -> list[list[int]] | None:
+        """Of each of a slot's own tokens the ids beside its states that hold the same text; None where it can't be told."""
+        place = self.places[slot]
+        own, other = place.keys[0], next((key for _, _, key in place.past if key in self.decoders), "")
+        if not other or own not in self.decoders or any(len(tokens.get(key, ())) != 1 for key in (own, other)):
+            return None
+        ids = [tokens[own][0][i][0] for i in self.templates[own].content(tokens[own][0])]
+        others = [token[0] for token in tokens[other][0]]
+        return same_text(ids, others, self.decoders[own], self.decoders[other])
 
     def states(self, tokens: Tokens, output: Mapping[str, Any]) -> dict[str, Tensor]:
         """A prompt's content states by slot, [T, W] in float32 on the CPU; of the slots that its output has."""
@@ -72,6 +102,11 @@ class Layout:
             states = first_row(value, place).float().cpu()
             found[name] = special_states(states, special_positions(mask, attended(value, place, output)[0], place))
         return found
+
+
+def _decoders(clip: Any, keys: Collection[str]) -> dict[str, Callable[[list], str]]:
+    found = {key: getattr(getattr(tokenizer_of(clip, key), "tokenizer", None), "decode", None) for key in keys}
+    return {key: decode for key, decode in found.items() if decode is not None}
 
 
 def first_row(tensor: Tensor, place: Place) -> Tensor:

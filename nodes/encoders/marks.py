@@ -66,15 +66,26 @@ def sha_of(aligned: Alignment) -> str:
 def seal_of(entry: Entry, aligned: Alignment, settings: SteeringSettings) -> bytes:
     """A keyed hash of an entry's slots and of what steered them."""
     seal = hashlib.blake2b(repr((sha_of(aligned), settings)).encode(), key=_SECRET)
-    for name in sorted({place.tensor for place in aligned.places.values()}):
+    for name in sorted(carrying(aligned)):
         states = tensor_of(entry, name)
         if states is not None:
             seal.update(f"{name} {states.dtype} {list(states.shape)}".encode())
             seal.update(_sample(states))
+        elif name in entry[1]:
+            seal.update(repr((name, entry[1][name])).encode())
     return seal.digest()
 
 
+def carrying(aligned: Alignment) -> set[str]:
+    """What of an entry holds the prompt: its slots' tensors, and what goes past them."""
+    places = aligned.places.values()
+    past = {name for place in places for carrier in place.past for name in carrier[:2] if name}
+    return past | {place.tensor for place in places}
+
+
 def _sample(states: Tensor) -> bytes:
+    if states.dim() < 2:
+        return states.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
     draw = torch.Generator().manual_seed(int.from_bytes(_SECRET[:7], "little"))
     columns = torch.randint(states.shape[-1], (SAMPLED,), generator=draw).to(states.device)
     return states.detach().index_select(-1, columns).cpu().contiguous().view(torch.uint8).numpy().tobytes()

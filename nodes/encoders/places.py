@@ -7,15 +7,20 @@ which tensor a stream goes into, at which offset, and what was cropped.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Iterator, Mapping, Sequence
+from typing import Any, Collection, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from ...directions.alignment import PROBE_PROMPT
 from ...directions.place import Place
 from .content import attended_states, length_in, placed
+from .past import find_carriers
 from .templates import Template, Tokens, streams, unpadded
+
+
+class Unsteerable(ValueError):
+    """A text encoder that gives no states: there is nothing to move. The message says what it gives instead."""
+
 
 CHANGED = 1e-3
 """Of a state's size, from which it counts as changed: above what half precision rounds."""
@@ -38,35 +43,65 @@ def encode(clip: Any, tokens: Tokens) -> dict[str, Any]:
     return clip.encode_from_tokens(tokens, return_dict=True)
 
 
-def find_places(clip: Any, templates: Mapping[str, Template]) -> dict[str, Place]:
-    """The slots of a CLIP's output that depend on the prompt, by name."""
-    tokens = clip.tokenize(PROBE_PROMPT)
-    output = encode(clip, tokens)
+def find_places(
+    clip: Any, templates: Mapping[str, Template], tokens: Tokens, output: Mapping[str, Any], more: Collection[str] = ()
+) -> dict[str, Place]:
+    """The slots of a CLIP's output that depend on the prompt, by name.
+
+    Args:
+        tokens, output: of the probe prompt.
+        more: what else the CLIP may give besides.
+    """
     found = slots(output)
     offsets: dict[str, dict[str, int]] = {name: {} for name in found}  # of a stream's tokens in a tensor
+    changed = dict.fromkeys(more, "")
     for key, sections in streams(tokens).items():
-        content = list(templates[key].content(sections[0])) if key in templates else []
+        content = templates[key].content(sections[0]) if key in templates else []
         if len(content) < 2:
             continue
-        first, last = (_changes(clip, tokens, key, at, content, found) for at in (content[0], content[-1]))
+        ends = [_with_another(clip, tokens, key, at, content) for at in (content[0], content[-1])]
+        first, last = (_changes(found, slots(after)) for after in ends)
         for name in found:
             if min(first[name].max(), last[name].max()) > CHANGED:
                 offsets[name][key] = _offset(first[name], last[name], content)
+        rest = (name for name in output if name not in found and "mask" not in name)
+        changed |= {name: key for name in rest if _other(output[name], ends[0].get(name))}
     places: dict[str, Place] = {}
     for name, value in found.items():
         for place in _parts(name, value, offsets[name], tokens, output, templates):
             places[place.name] = place
+    carriers = find_carriers(tokens, templates, output, changed, lambda changed: encode(clip, changed))
+    if carriers and not places:
+        raise Unsteerable(
+            f"this encoder hands the model the prompt's tokens ({', '.join(name for name, *_ in carriers)}) and no states: "
+            "the model reads the prompt by itself. It can't be steered, nor refused by its score; use another model where "
+            "prompts must be safe"
+        )
+    if carriers:
+        first_place = max(places.values(), key=lambda place: (place.tensor == "cond", place.length > 0, -place.part))
+        places[first_place.name] = replace(first_place, past=carriers)
     return places
 
 
-def _changes(
-    clip: Any, tokens: Tokens, key: str, at: int, content: Sequence[int], before: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    """How much each position of each tensor moves when one token is replaced by another of the prompt: [T] (or [1]), relative."""
+def _other(before: Any, after: Any) -> bool:
+    """Whether something that is no states changed: ids, numbers or text."""
+    if torch.is_tensor(before) and torch.is_tensor(after):
+        return before.shape != after.shape or not torch.equal(before, after)
+    return (
+        type(before) in (list, tuple, str, int, float) and type(before) is type(after) and repr(before) != repr(after)
+    )
+
+
+def _with_another(clip: Any, tokens: Tokens, key: str, at: int, content: Sequence[int]) -> dict[str, Any]:
+    """A CLIP's output where one token is replaced by another of the prompt."""
     section = list(tokens[key][0])
     other = next(t for t in (section[i] for i in content) if isinstance(t[0], int) and t[0] != section[at][0])
     section[at] = (other[0], *section[at][1:])
-    after = slots(encode(clip, {**tokens, key: [section, *tokens[key][1:]]}))
+    return encode(clip, {**tokens, key: [section, *tokens[key][1:]]})
+
+
+def _changes(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """How much each position of each tensor moves: [T] (or [1]), relative."""
     moved = {}
     for name, value in before.items():
         old, new = value.float().cpu(), after[name].float().cpu() if name in after else value.float().cpu()
@@ -130,7 +165,7 @@ def _segment(
     templates: Mapping[str, Template],
 ) -> Place:
     """One segment, with what follows from its tokens."""
-    pads = [unpadded(tokens[key][0], templates[key].pad)[0] for key in keys]
+    pads = [unpadded(templates[key].kinds(tokens[key][0]), templates[key].pad)[0] for key in keys]
     # Left padding that isn't among the states: they are counted from the first real token.
     trimmed = part == 0 and min(pads) > 0 and offset <= -min(pads)
     shift = start - offset - (min(pads) if trimmed else 0)
@@ -157,7 +192,7 @@ def _measured(
     attended = attended_states(states[:1], place.tensor, output)[0] & mine
     ends = content.nonzero().flatten()
     head, tail = (int(ends[0]), int(ends[-1])) if len(ends) else (start, stop - 1)
-    padded = any(unpadded(tokens[key][0], templates[key].pad)[1] < len(tokens[key][0]) for key in place.keys)
+    padded = any(templates[key].pads(tokens[key][0]) for key in place.keys)
     return replace(
         place,
         width=int(used.max()) + 1 if place.parts > 1 else place.columns,
@@ -166,4 +201,11 @@ def _measured(
         before=int(attended[:head].sum()),
         after=int(attended[tail + 1 :].sum()),
         unmasked=padded and bool(attended[stop - 1]),
+        cropped=max(0, length_in(tokens, place) - _left(tokens, place, templates) - (stop - start)),
     )
+
+
+def _left(tokens: Tokens, place: Place, templates: Mapping[str, Template]) -> int:
+    """How much padding on the left is dropped besides."""
+    pads = (unpadded(templates[key].kinds(tokens[key][0]), templates[key].pad)[0] for key in place.keys)
+    return min(pads) if place.trimmed else 0

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Mapping, NamedTuple
 
-from torch import Tensor
+import torch
 
 from ...directions.alignment import Alignment
 from ...directions.direction_format import GLOBAL
 from ...directions.slot import SlotAlignment
 from ..words import Word, words_of
-from .entry import Entry, check_entry, select, slot_content
+from .entry import Entry, Own, check_entry, own_states, slot_content
 from .marks import before_steering
-from .templates import find_templates, streams
+from .templates import find_templates, streams, tokenizer_of
 
 BAND = 0.95
 """Share of harmless prompts inside the band that pictures draw."""
@@ -66,50 +66,58 @@ class Reading(NamedTuple):
 
 
 def inspect_conditioning(conditioning: list, aligned: Alignment, budget: float) -> tuple[Reading, Reading | None]:
-    """Score a conditioning list's `cond` as it is, and as it was before this direction steered it (None where it wasn't).
+    """Score a conditioning as it is, and as it was before this direction steered it (None where it wasn't).
 
-    Of several entries the first steered one counts, or the first; of several segments the one that scores highest.
+    The prompt's score is one, of all the encoder's slots. Of several entries the first steered one counts, or the first. Tokens
+    are those of the slot whose words score highest: of those in `cond`, or where the prompt isn't in it, as when only some of a
+    model's encoders are loaded, of the others.
     """
     entries: list[Entry] = [(cond, extras) for cond, extras in conditioning]
     if not entries:
         raise ValueError("this conditioning list is empty")
     origins = [before_steering(entry, aligned) for entry in entries]
     entry, before = next(((e, o) for e, o in zip(entries, origins) if o is not None), (entries[0], None))
-    for one in (entry, before):
-        if one is not None:
-            check_entry(one, aligned)
-    pairs = []
-    for name, place in aligned.places.items():
-        if place.tensor == "cond":
-            mask = slot_content(_first(before or entry), aligned, name)
-            pairs.append(
-                (
-                    _read(entry, aligned, name, budget, mask),
-                    _read(before, aligned, name, budget, mask) if before else None,
-                )
-            )
-    return max(pairs, key=lambda pair: (pair[0].flagged, (pair[1] or pair[0]).score - pair[0].threshold))
+    original = before or entry
+    for one in (entry, original):
+        check_entry(one, aligned)
+    # Where the prompt's own tokens stand is read from what came in: steered states may look like padding.
+    masks = {name: mask[0] for name in aligned.slots if (mask := slot_content(original, aligned, name)) is not None}
+    own = own_states(_first(original), aligned, masks)
+    shown = max(_shown(aligned, own), key=lambda name: _highest(aligned.slots[name], own[name])) if own else ""
+    reading = _read(own, shown, aligned, budget)
+    return (_read(own_states(_first(entry), aligned, masks), shown, aligned, budget), reading) if before else (reading, None)
 
 
 def _first(entry: Entry) -> Entry:
-    return entry[0][:1], entry[1]
+    """The first row of a batch."""
+    return entry[0][:1], {name: value[:1] if torch.is_tensor(value) and value.dim() > 1 else value for name, value in entry[1].items()}
 
 
-def _read(entry: Entry, aligned: Alignment, name: str, budget: float, mask: Tensor | None) -> Reading:
-    assert mask is not None
-    slot, states = aligned.slots[name], select(_first(entry)[0], aligned.places[name])
-    names = {each: _scores(slot, states, mask, each, budget) for each in slot.names}
-    return Reading(names, bool(slot.flagged(states, budget, (GLOBAL,), mask)[0]), budget)
+def _shown(aligned: Alignment, own: Mapping[str, Own]) -> list[str]:
+    """The slots whose tokens may be shown: those in `cond`, else those with tokens, else all that there are."""
+    in_cond = [name for name in own if aligned.places[name].tensor == "cond"]
+    return in_cond or [name for name in own if aligned.places[name].length] or list(own)
 
 
-def _scores(slot: SlotAlignment, states: Tensor, mask: Tensor, name: str, budget: float) -> Scores:
-    band = slot.threshold((1 + BAND) / 2, name), slot.threshold((1 - BAND) / 2, name)
-    return Scores(
-        slot.score(states, name)[mask].tolist(),
-        slot.prompt_scores(states, (name,), mask)[0, 0].item(),
-        slot.threshold(budget, name),
-        band,
-    )
+def _highest(slot: SlotAlignment, own: Own) -> float:
+    return slot.score(own.states)[own.mask].max().item()
+
+
+def _read(own: Mapping[str, Own], shown: str, aligned: Alignment, budget: float) -> Reading:
+    """An empty prompt has no tokens and scores 0."""
+    calibration = aligned.calibrations.of(list(own or aligned.slots))
+    of_slots = [aligned.slots[name].prompt_scores(one.states, one.mask) for name, one in own.items()]
+    scores = calibration.scores(of_slots)[0].tolist() if own else [0.0] * len(aligned.names)
+    names = {
+        name: Scores(
+            tokens=aligned.slots[shown].score(own[shown].states, name)[own[shown].mask].tolist() if own else [],
+            prompt=score,
+            threshold=calibration.threshold(budget, name),
+            band=(calibration.threshold((1 + BAND) / 2, name), calibration.threshold((1 - BAND) / 2, name)),
+        )
+        for name, score in zip(aligned.names, scores)
+    }
+    return Reading(names, names[GLOBAL].prompt > names[GLOBAL].threshold, budget)
 
 
 def prompt_words(clip: Any, prompt: str, count: int) -> list[Word] | None:
@@ -118,9 +126,8 @@ def prompt_words(clip: Any, prompt: str, count: int) -> list[Word] | None:
         templates = find_templates(clip)
         for key, sections in streams(clip.tokenize(prompt)).items():
             ids = [section[i][0] for section in sections for i in templates[key].content(section)]
-            tokenizer = next(part for name, part in vars(clip.tokenizer).items() if name in (key, f"clip_{key}"))
             if len(ids) == count:
-                return words_of(ids, tokenizer.tokenizer.decode)
-    except (AttributeError, TypeError, KeyError, StopIteration):
+                return words_of(ids, tokenizer_of(clip, key).tokenizer.decode)
+    except (AttributeError, TypeError, KeyError):
         pass
     return None

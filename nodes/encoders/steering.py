@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Mapping
+from typing import Callable, Mapping
 
 import torch
 from torch import Tensor
 
 from ...directions.alignment import Alignment
-from ...directions.direction_format import GLOBAL
-from ...directions.slot import SlotAlignment
-from ...directions.steer import SteeringSettings, steer
+from ...directions.place import Place
+from ...directions.steer import SteeringSettings, move
+from ...directions.verdict import Verdict
 from .content import attended, special_positions
-from .entry import Entry, check_entry, select, slot_content, tensor_of
-from .flag import Flag, act_on
+from .entry import Entry, Own, check_entry, own_states, select, tensor_of
+from .flag import act_on, judge
 from .marks import MARK, Mark, carried, mark_of, seal_of
+from .past import hold_back
 
 APPLY = "Apply Safety Direction"
 
@@ -35,86 +36,71 @@ class Steering:
     settings: SteeringSettings
     on_flag: str = "steer"
 
-    def __call__(self, entry: Entry, masks: Mapping[str, Tensor] | None = None, give_back: bool = False) -> Entry:
+    def __call__(
+        self,
+        entry: Entry,
+        masks: Mapping[str, Tensor] | None = None,
+        give_back: bool = False,
+        same_text: Callable[[str], list[list[int]] | None] = lambda slot: None,
+    ) -> Entry:
         """The entry, steered and marked.
 
         Args:
             masks: the content of the slots, bool [T], where the tokens are known; else it is read from the states.
+            same_text: of a slot's own tokens the ids beside its states with the same text, where the tokens are known.
 
         Raises:
             Refused: it is flagged and `on_flag` says so.
             ValueError: it doesn't fit the alignment; says what was expected and found.
         """
         check_entry(entry, self.aligned)
-        flag = None
-        changed: dict[str, Tensor] = {}
-        for name, slot in self.aligned.slots.items():
-            tensor = self.aligned.places[name].tensor
-            before = tensor_of(entry, tensor)
-            if before is None:
-                continue
-            # Two slots may share a tensor: the second goes on from the first.
-            after = changed.setdefault(tensor, before.clone())
-            mask = slot_content(entry, self.aligned, name) if masks is None or name not in masks else masks[name]
-            found = self._steer_slot(name, slot, entry, after, mask)
-            flag = flag or found
+        own = own_states(entry, self.aligned, masks)
+        verdict, flag = judge(own, self.aligned, self.settings)
         act_on(flag, self.node, self.on_flag, self.settings.mode)
-        steered = (changed.pop("cond", entry[0]), {**entry[1], **changed})
+        changed: dict[str, Tensor] = {}
+        left_out: set[str] = set()
+        for name, one in own.items():
+            place = self.aligned.places[name]
+            before = tensor_of(entry, place.tensor)
+            assert before is not None
+            # Two slots may share a tensor: the second goes on from the first.
+            states = select(changed.setdefault(place.tensor, before.clone()), place)
+            moved = move(self.aligned.slots[name], one.states, self.settings, one.mask, verdict)
+            states[:, one.content] = moved.states
+            if verdict is not None and self.settings.judges and flag:
+                self._land_special_tokens(name, entry, states, one, verdict)
+            if place.past and moved.landed.any():
+                held, out = _held_back(entry, place, one, moved.landed, same_text(name))
+                changed, left_out = changed | held, left_out | out
+        kept = {name: value for name, value in entry[1].items() if name not in left_out}
+        steered = (changed.pop("cond", entry[0]), {**kept, **changed})
         mark = Mark(self.aligned, self.settings, flag, seal_of(steered, self.aligned, self.settings), entry, give_back)
         steered[1][MARK] = (*carried(entry), mark)
         return steered
 
-    def _steer_slot(
-        self, name: str, slot: SlotAlignment, entry: Entry, tensor: Tensor, mask: Tensor | None
-    ) -> Flag | None:
-        """Steer one slot of a tensor in place; returns why it is flagged, or None."""
-        states = select(tensor, self.aligned.places[name])
-        # Only the prompt's own tokens are read and moved; a padded tensor has ten times as many.
-        if mask is None:
-            content = torch.arange(states.shape[1])
-        else:
-            content = mask.reshape(-1, states.shape[1]).any(0).nonzero().flatten()
-        if not len(content):
-            return None
-        content = content.to(states.device)
-        own_mask = None if mask is None else mask.to(states.device)[..., content]
-        own = states[:, content]
-        if not torch.isfinite(own.float().sum()):  # a sum is quicker, and no sum of states overflows
-            raise ValueError(
-                f"this conditioning's {name} has NaN or infinite values: its text encoder overflowed; load it in "
-                f"another precision"
-            )
-        flag = self._flag(name, slot, own, own_mask)
-        moved = steer(slot, own, self.settings, own_mask)
-        states[:, content] = moved
-        if slot.special_tokens is not None and self.settings.mode == "gate" and mask is not None:
-            which = (moved != own).flatten(1).any(1)
-            self._land_special_tokens(name, slot, entry, states, mask.expand(len(states), -1).cpu(), which)
-        return flag
-
-    def _land_special_tokens(
-        self, name: str, slot: SlotAlignment, entry: Entry, states: Tensor, content: Tensor, steered: Tensor
-    ) -> None:
-        """Start, end and padding of the prompts that were steered, in place: states [B, T, W], content [B, T], steered [B]."""
-        place = self.aligned.places[name]
+    def _land_special_tokens(self, name: str, entry: Entry, states: Tensor, own: Own, verdict: Verdict) -> None:
+        """Start, end and padding of the prompts that land, in place: states [B, T, W]."""
+        place, bank = self.aligned.places[name], self.aligned.slots[name].special_tokens
         tensor = tensor_of(entry, place.tensor)
-        if tensor is None or slot.special_tokens is None or not steered.any():
+        if tensor is None or bank is None or self.settings.alpha == 0:
             return
-        seen = attended(tensor, place, entry[1])
-        for row in steered.nonzero().flatten().tolist():
-            positions = special_positions(content[row], seen[row], place)
-            states[row] = slot.special_tokens.land(states[row], content[row].to(states.device), positions)
+        content, seen = own.in_slot(own.mask, states.shape[1]), attended(tensor, place, entry[1])
+        shares = (verdict.landing if self.settings.mode == "graded" else verdict.flagged.float()).tolist()
+        for row, share in enumerate(shares):
+            if share:
+                positions = special_positions(content[row], seen[row], place)
+                landed = bank.land(states[row], content[row].to(states.device), positions)
+                states[row] = landed if share == 1 else torch.lerp(states[row].float(), landed.float(), share).to(states)
 
-    def _flag(self, name: str, slot: SlotAlignment, states: Tensor, mask: Tensor | None) -> Flag | None:
-        budget = self.settings.budget
-        names = self.settings.categories or (GLOBAL,)
-        if not bool(slot.flagged(states, budget, names, mask).any()):
-            return None
-        scores = slot.prompt_scores(states, names, mask).flatten(0, -2).amax(0).tolist()
-        flags = [
-            Flag(n, name, score, slot.threshold(budget / len(names), n), budget) for n, score in zip(names, scores)
-        ]
-        return max(flags, key=lambda flag: flag.score - flag.threshold)
+
+def _held_back(
+    entry: Entry, place: Place, own: Own, landed: Tensor, same_text: list[list[int]] | None
+) -> tuple[dict[str, Tensor], set[str]]:
+    """What of the prompt goes past a slot's states: what to put in the place of it, and what to leave out."""
+    lands = landed.any(0).nonzero().flatten().tolist()
+    count = len(own.content)
+    same = same_text if same_text and len(same_text) == count else None
+    return hold_back(entry[1], place.past, lands, count, same)
 
 
 def steer_conditioning(

@@ -1,6 +1,6 @@
 """Steer every family's real text encoder classes, small and with random weights, at every entry point; writes what passed.
 
-    python tests/comfyui/families.py OUT.json      (inside ComfyUI's Python; tests/comfyui/test_families.py runs it)
+    python -m tests.comfyui.families OUT.json [FAMILY ...]      (tests/comfyui/test_families.py runs it)
 
 A planted direction is added and read back from what the sampler gets: it must be there on the content of every slot (cosine
 0.99), and nothing else may have changed by a bit. Where the content begins is written down by hand, per family.
@@ -13,7 +13,6 @@ import dataclasses
 import gc
 import importlib
 import importlib.util
-import io
 import json
 import os
 import shutil
@@ -23,96 +22,17 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
+
+from tests.comfyui.kinds import CLIP, FAMILIES, PROMPT, SMALL, Family, NotHere, build
 
 ROOT = Path(__file__).resolve().parents[2]
-PROMPT = 'a small fox jumps over the green gate called "Mill" and runs'
 DTYPES = ("float32", "float16", "bfloat16")
 ENTRIES = ("Apply", "CLIP", "Guard")
-
-CLIP = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_hidden_layers": 3}
-T5 = {"d_model": 64, "d_ff": 128, "d_kv": 16, "num_heads": 4, "num_layers": 2}
-LLM = {
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "num_hidden_layers": 4,
-}
-BERT = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_hidden_layers": 2}
-# What is joined to a T5 or padded to its width can't be narrower.
-WIDE_T5 = T5 | {"d_model": 4096, "d_ff": 32}
-SMALL = {
-    "clip_l": CLIP, "clip_g": CLIP, "clip_h": CLIP, "t5xxl": T5, "umt5xxl": T5, "pile_t5xl": T5, "mt5xl": T5, "llama": LLM, "hydit_clip": BERT,
-    "qwen25_7b": LLM, "qwen25_3b": LLM, "qwen3_4b": LLM, "qwen3_8b": LLM, "gemma2_2b": LLM, "mistral3_24b": LLM | {"num_hidden_layers": 31},
-    "": T5,  # ByT5, which has no name
-}  # fmt: skip
-
-
-class Family(NamedTuple):
-    """A text encoder as a loader puts it together.
-
-    Attributes:
-        clip, tokenizer: "module:name" below `comfy`; a name that ends in () is called.
-        content: where the prompt's own tokens begin, by slot: None for a slot without tokens, -1 where it depends on how the
-            installed transformers splits the template. The number of them is the tokenizer's.
-        configs: other than SMALL.
-    """
-
-    clip: str
-    tokenizer: str
-    content: dict[str, int | None]
-    configs: dict[str, Any] = {}
-    pieces: tuple[str, ...] = ()  # keys of tokenizer data that want a sentencepiece model
-
-
-FAMILIES = {
-    "SD1.x": Family("sd1_clip:SD1ClipModel", "sd1_clip:SD1Tokenizer", {"cond": 1, "pooled_output": None}),
-    "SD2": Family("text_encoders.sd2_clip:SD2ClipModel", "text_encoders.sd2_clip:SD2Tokenizer", {"cond": 1, "pooled_output": None}),
-    "SDXL": Family("sdxl_clip:SDXLClipModel", "sdxl_clip:SDXLTokenizer", {"cond": 1, "pooled_output": None}),
-    "SD3": Family(
-        "text_encoders.sd3_clip:sd3_clip()", "text_encoders.sd3_clip:SD3Tokenizer", {"cond:g+l": 1, "cond:t5xxl": 77, "pooled_output": None}, {"t5xxl": WIDE_T5}
-    ),
-    "SD3 without T5": Family("text_encoders.sd3_clip:sd3_clip(t5=False)", "text_encoders.sd3_clip:SD3Tokenizer", {"cond": 1, "pooled_output": None}),
-    "FLUX": Family("text_encoders.flux:flux_clip()", "text_encoders.flux:FluxTokenizer", {"cond": 0, "pooled_output": None}),
-    "FLUX.2": Family("text_encoders.flux:flux2_te()", "odd:Flux2Tokenizer", {"cond": -1}),
-    "FLUX.2 Klein": Family("text_encoders.flux:klein_te()", "text_encoders.flux:KleinTokenizer", {"cond": 3}, {"qwen3_4b": LLM | {"num_hidden_layers": 28}}),
-    "Chroma": Family("text_encoders.pixart_t5:pixart_te()", "text_encoders.pixart_t5:PixArtTokenizer", {"cond": 0}),
-    "PixArt": Family("text_encoders.pixart_t5:PixArtT5XXL", "text_encoders.pixart_t5:PixArtTokenizer", {"cond": 0}),
-    "AuraFlow": Family("text_encoders.aura_t5:AuraT5Model", "text_encoders.aura_t5:AuraT5Tokenizer", {"cond": 0}),
-    "HunyuanDiT": Family(
-        "text_encoders.hydit:HyditModel", "text_encoders.hydit:HyditTokenizer", {"cond": 1, "conditioning_mt5xl": 0},
-        pieces=("mt5xl.spiece_model",),
-    ),
-    "HunyuanImage": Family("text_encoders.hunyuan_image:te()", "text_encoders.hunyuan_image:HunyuanImageTokenizer", {"cond": 0, "conditioning_byt5small": 6}),
-    "HiDream": Family(
-        "text_encoders.hidream:hidream_clip()", "text_encoders.hidream:HiDreamTokenizer",
-        {"cond": 0, **{f"conditioning_llama3[{i}]": 1 for i in range(4)}, "pooled_output": None},
-    ),
-    "Lumina2": Family("text_encoders.lumina2:te()", "text_encoders.lumina2:LuminaTokenizer", {"cond": 1}, pieces=("spiece_model",)),
-    "Qwen-Image": Family("text_encoders.qwen_image:te()", "text_encoders.qwen_image:QwenImageTokenizer", {"cond": 0}),
-    "Z-Image": Family("text_encoders.z_image:te()", "text_encoders.z_image:ZImageTokenizer", {"cond": 3}),
-    "OmniGen2": Family("text_encoders.omnigen2:te()", "text_encoders.omnigen2:Omnigen2Tokenizer", {"cond": -1}),
-    "Kandinsky 5": Family("text_encoders.kandinsky5:te()", "text_encoders.kandinsky5:Kandinsky5Tokenizer", {"cond": -1, "pooled_output": None}),
-    "Wan": Family("text_encoders.wan:te()", "text_encoders.wan:WanT5Tokenizer", {"cond": 0}, pieces=("spiece_model",)),
-    "HunyuanVideo": Family(
-        "text_encoders.hunyuan_video:hunyuan_video_clip()", "text_encoders.hunyuan_video:HunyuanVideoTokenizer", {"cond": -1, "pooled_output": None}
-    ),
-    "LTX-Video": Family("text_encoders.lt:ltxv_te()", "text_encoders.lt:LTXVT5Tokenizer", {"cond": 0}),
-    "Mochi": Family("text_encoders.genmo:mochi_te()", "text_encoders.genmo:MochiT5Tokenizer", {"cond": 0}),
-    "CogVideoX": Family("text_encoders.cogvideo:cogvideo_te()", "text_encoders.cogvideo:CogVideoXTokenizer", {"cond": 0}),
-    "Cosmos": Family("text_encoders.cosmos:te()", "text_encoders.cosmos:CosmosT5Tokenizer", {"cond": 0}),
-    "an unknown encoder": Family("odd:Model", "odd:Tokenizer", {"cond": 1, "scene_states": 0, "style_vector": None}),
-}  # fmt: skip
-
-
-class NotHere(Exception):
-    """This ComfyUI has no such encoder."""
 
 
 def start_comfyui() -> Any:
     """Import ComfyUI and the pack; returns the pack's `nodes.encoders`."""
-    sys.path.insert(0, os.fspath(ROOT))
     from harness.environment import find
 
     environment = find("test")
@@ -132,142 +52,10 @@ def start_comfyui() -> Any:
     return importlib.import_module("pack.nodes.encoders")
 
 
-def odd_encoder() -> dict[str, Any]:
-    """An encoder that nobody has seen: two tokenizers, two tensors with names and shapes of their own."""
-    import comfy.sd1_clip
-    import torch
-    from comfy.text_encoders.sd3_clip import T5XXLModel, T5XXLTokenizer
-
-    class Tokenizer:
-        def __init__(self, embedding_directory=None, tokenizer_data={}):
-            self.clip_l = comfy.sd1_clip.SDTokenizer(
-                embedding_directory=embedding_directory, tokenizer_data=tokenizer_data
-            )
-            self.scene = T5XXLTokenizer(min_length=40)
-
-        def tokenize_with_weights(self, text, return_word_ids=False, **kwargs):
-            made = {
-                "l": self.clip_l.tokenize_with_weights(text, return_word_ids),
-                "scene": self.scene.tokenize_with_weights(text, return_word_ids),
-            }
-            return made | {"note": "not tokens"}
-
-    class Model(torch.nn.Module):
-        def __init__(self, device="cpu", dtype=None, model_options={}):
-            super().__init__()
-            self.clip_l = comfy.sd1_clip.SDClipModel(device=device, dtype=dtype, model_options=model_options)
-            self.t5xxl = T5XXLModel(device=device, dtype=dtype, model_options=model_options)
-            self.dtypes = {dtype}
-
-        def set_clip_options(self, options):
-            self.clip_l.set_clip_options(options)
-            self.t5xxl.set_clip_options(options)
-
-        def reset_clip_options(self):
-            self.clip_l.reset_clip_options()
-            self.t5xxl.reset_clip_options()
-
-        def encode_token_weights(self, tokens):
-            cond, pooled = self.clip_l.encode_token_weights(tokens["l"])[:2]
-            scene = self.t5xxl.encode_token_weights(tokens["scene"])[0]
-            return cond, None, {"scene_states": scene, "style_vector": pooled * 2, "strength": 0.5}
-
-    return {"Model": Model, "Tokenizer": Tokenizer}
-
-
-def flux2_tokenizer() -> Any:
-    """FLUX.2's template on Llama's vocabulary: its own tokenizer comes inside the weights, in a format that no longer
-    loads everywhere."""
-    import comfy.sd1_clip
-    from comfy.text_encoders.hunyuan_video import LLAMA3Tokenizer
-
-    flux = importlib.import_module("comfy.text_encoders.flux")
-    if not hasattr(flux, "Flux2Tokenizer"):
-        raise NotHere("this ComfyUI has no FLUX.2")
-
-    class Tokens(LLAMA3Tokenizer):
-        def __init__(self, **kwargs):
-            super().__init__(min_length=1, pad_token=11)
-            self.pad_left = True
-
-    class Flux2Tokenizer(flux.Flux2Tokenizer):
-        def __init__(self, embedding_directory=None, tokenizer_data={}):
-            comfy.sd1_clip.SD1Tokenizer.__init__(self, name="mistral3_24b", tokenizer=Tokens)
-            self.llama_template = (
-                "[SYSTEM_PROMPT]You are an AI that reasons about image descriptions.[/SYSTEM_PROMPT][INST] {} [/INST]"
-            )
-
-    return Flux2Tokenizer
-
-
-def look_up(path: str) -> Any:
-    module, _, name = path.partition(":")
-    if path == "odd:Flux2Tokenizer":
-        return flux2_tokenizer()
-    if module == "odd":
-        return odd_encoder()[name]
-    try:
-        found = importlib.import_module(f"comfy.{module}")
-        name, _, arguments = name.partition("(")
-        value = getattr(found, name)
-    except (ImportError, AttributeError):
-        raise NotHere(f"this ComfyUI has no comfy.{module}") from None
-    return value if not path.endswith(")") else value(**({"t5": False} if "t5=False" in arguments else {}))
-
-
-def sentencepiece_model() -> Any:
-    """A small sentencepiece tokenizer, made here: the real ones come inside the weights."""
-    import sentencepiece
-    import torch
-
-    from directions.prompts import read_anchors
-
-    out = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter([anchor.prompt for anchor in read_anchors()[:600]]), model_writer=out, vocab_size=400,
-        pad_id=0, eos_id=1, bos_id=2, unk_id=3, num_threads=1, minloglevel=2,
-    )  # fmt: skip
-    return torch.frombuffer(bytearray(out.getvalue()), dtype=torch.uint8)
-
-
-def build(family: Family, dtype: str, embeddings: str | None = None) -> Any:
-    """The family as a ComfyUI CLIP with seeded random weights."""
-    import comfy.sd
-    import torch
-
-    class Target:
-        params: dict[str, Any] = {}
-        clip = look_up(family.clip)
-        tokenizer = look_up(family.tokenizer)
-
-    if not (isinstance(Target.clip, type)):
-        raise NotHere(f"{family.clip} gives no class")
-    data = {name: sentencepiece_model() for name in family.pieces}
-    options = {f"{name}_model_config": config for name, config in (SMALL | family.configs).items()}
-    clip = comfy.sd.CLIP(
-        Target,
-        embedding_directory=embeddings,
-        tokenizer_data=data,
-        model_options={"dtype": getattr(torch, dtype), **options},
-    )
-    draw = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for name, weights in clip.cond_stage_model.named_parameters():
-            if "visual" in name or "logit_scale" in name:
-                continue
-            if weights.dim() < 2:
-                weights.fill_(0.0 if "bias" in name else 1.0)
-                continue
-            embedding = any(word in name for word in ("embed", "shared"))
-            scale = (
-                0.5 if embedding and "position" not in name else 0.05 if embedding else 0.5 / weights.shape[-1] ** 0.5
-            )
-            weights.copy_(torch.empty(weights.shape).normal_(generator=draw) * scale)
-    return clip
-
-
-def raw_length(clip: Any, keys: tuple[str, ...], prompt: str) -> int:
+def raw_length(clip: Any, family: Family, keys: tuple[str, ...], prompt: str) -> int:
     """How many tokens the prompt alone is, by the tokenizer itself."""
+    if family.count:
+        return family.count(clip, prompt)
     tokenizer = next(
         t
         for name, t in vars(clip.tokenizer).items()
@@ -432,15 +220,30 @@ def expected_rows(clip: Any, family: Family, aligned: Any, prompt: str = PROMPT)
             rows[name] = None
             continue
         place = aligned.places[name]
-        text = "Mill" if "byt5" in name else prompt
-        count = raw_length(clip, place.keys, text)
+        text = next((text for part, text in family.text.items() if part in name), prompt)
+        count = raw_length(clip, family, place.keys, text)
         rows[name] = slice(place.before if start < 0 else start, (place.before if start < 0 else start) + count)
     return rows
 
 
+def directions_of(encoders: Any, module: str) -> Any:
+    """A module of the library that the pack uses."""
+    return importlib.import_module(f"{encoders.__name__.removesuffix('.nodes.encoders')}.directions.{module}")
+
+
 def settings_of(encoders: Any, mode: str, budget: float) -> Any:
-    steer = importlib.import_module(f"{encoders.__name__.removesuffix('.nodes.encoders')}.directions.steer")
-    return steer.SteeringSettings(mode, 1.0, None, budget)
+    return directions_of(encoders, "steer").SteeringSettings(mode, 1.0, None, budget)
+
+
+def lenient(planted: Any) -> Any:
+    """The alignment with thresholds that nothing exceeds."""
+    import torch
+
+    slots = {
+        name: dataclasses.replace(slot, prompt_levels=torch.full_like(slot.prompt_levels, 1e6))
+        for name, slot in planted.slots.items()
+    }
+    return dataclasses.replace(planted, slots=slots)
 
 
 def as_dict(conditioning: list) -> dict:
@@ -462,6 +265,9 @@ def run_family(encoders: Any, name: str, results: dict[str, str]) -> None:
 
     family = FAMILIES[name]
     how = settings_of(encoders, "add", 0.01)
+    if not family.content:
+        results["refused"] = attempt(lambda: refused(encoders, family))
+        return
     planted = model = None
     for dtype in DTYPES:
         clip = build(family, dtype)
@@ -485,15 +291,25 @@ def run_family(encoders: Any, name: str, results: dict[str, str]) -> None:
                 )
             if dtype == "float32":
                 results["gate"] = attempt(lambda: gated(encoders, planted, plain, rows))
+                results["past the states"] = attempt(
+                    lambda: held_back(encoders, family, clip, model, planted, plain, negative)
+                )
                 results["fp8 conditioning"] = attempt(lambda: in_eight_bits(encoders, planted, how, plain, rows))
                 for title, prompt in (
                     ("long prompt", " ".join([PROMPT.replace('"', "")] * 9)),
                     ("weights", PROMPT.replace("green gate", "(green gate:1.4)")),
                 ):
                     results[title] = attempt(lambda: other_prompt(encoders, family, clip, planted, how, prompt))
+                results["empty prompt"] = attempt(lambda: empty_prompt(encoders, clip, model, planted, how, plain))
+                if "<|im_start|>" in vocabulary(clip):
+                    results["a template of its own"] = attempt(lambda: own_template(encoders, clip, planted, how))
+                if takes_pictures(clip):
+                    results["pictures"] = attempt(lambda: with_pictures(encoders, family, clip, planted, how))
             if dtype == "float32" and name == "SD1.x":
                 results["textual inversion"] = attempt(lambda: textual_inversion(encoders, family, planted, how))
                 results["LoRA and last layer"] = attempt(lambda: patched(encoders, clip, planted, how))
+            if dtype == "float32" and name == "Lens":
+                results["another day"] = attempt(lambda: another_day(encoders, clip, planted))
             if dtype == "float32" and name in LOADED:
                 results["ComfyUI's loader"] = attempt(lambda: through_the_loader(encoders, name, clip, planted))
         gc.collect()
@@ -508,6 +324,16 @@ def attempt(job: Callable[[], None]) -> str:
         traceback.print_exc()
         return f"fail: {type(error).__name__}: {error}"
     return "pass"
+
+
+def refused(encoders: Any, family: Family) -> None:
+    """What gives no states says so, by name and with what to do."""
+    try:
+        encoders.align_encoder(build(family, "float32"), small_direction(), "svd")
+    except encoders.Unsteerable as error:
+        assert "text_input_ids" in str(error) and "use another model" in str(error), str(error)
+    else:
+        raise AssertionError("it was aligned")
 
 
 def enter(
@@ -558,11 +384,7 @@ def gated(encoders: Any, planted: Any, plain: list, rows: dict) -> None:
 
     how = settings_of(encoders, "gate", 1.0)
     before = as_dict(plain)
-    lenient = {
-        name: dataclasses.replace(slot, prompt_levels=torch.full_like(slot.prompt_levels, 1e6))
-        for name, slot in planted.slots.items()
-    }
-    unflagged = as_dict(encoders.steer_conditioning(plain, dataclasses.replace(planted, slots=lenient), how))
+    unflagged = as_dict(encoders.steer_conditioning(plain, lenient(planted), how))
     flagged = as_dict(encoders.steer_conditioning(plain, planted, how))
     for name, place in planted.places.items():
         if not place.length:
@@ -594,6 +416,59 @@ def gated(encoders: Any, planted: Any, plain: list, rows: dict) -> None:
             assert bool((moved & ~content).any()) == varying, (
                 f"{name}: special tokens {'stayed' if varying else 'moved'}"
             )
+
+
+def held_back(encoders: Any, family: Family, clip: Any, model: Any, planted: Any, plain: list, negative: list) -> None:
+    """What carries a prompt past its states doesn't carry what lands, wherever it is steered; below the threshold it stays."""
+    import torch
+
+    carriers = [(place, carrier) for place in planted.places.values() for carrier in place.past]
+    assert tuple(name for _, (name, *_) in carriers) == family.past, f"found {carriers}"
+    if not carriers:
+        return
+    how, before = settings_of(encoders, "gate", 1.0), as_dict(plain)
+    calm = as_dict(encoders.steer_conditioning(plain, lenient(planted), how))
+    clip_steered = encoders.steer_clip(clip, planted, how)
+    shape, guarded = model[1], encoders.guard_model(model[0], planted, how)
+    for entry, after in (
+        ("Apply", as_dict(encoders.steer_conditioning(plain, planted, how))),
+        ("CLIP", as_dict(clip_steered.encode_from_tokens_scheduled(clip.tokenize(PROMPT)))),
+        ("Guard", what_is_sampled(guarded, shape, plain, negative)[0]),
+    ):
+        for place, (name, weigher, _) in carriers:
+            same = (
+                torch.equal(calm[name], before[name]) if torch.is_tensor(before[name]) else calm[name] == before[name]
+            )
+            assert same, f"{name}: changed below the threshold"
+            if not weigher:
+                assert name not in after, f"{entry}: {name} goes past the steering"
+                continue
+            wanted = same_words(clip, encoders, planted, place, before["cond"], how)
+            light = set((after[weigher] == 0).nonzero().flatten().tolist())
+            assert wanted and wanted <= light, f"{entry}: the ids {sorted(wanted - light)} of what lands still weigh"
+            assert entry != "CLIP" or wanted == light, (
+                f"{entry}: {sorted(light - wanted)} weigh nothing and didn't land"
+            )
+            assert (after[name][sorted(light)] == before[name][-1]).all(), (
+                f"{entry}: the ids of what lands are still there"
+            )
+            others = [i for i in range(len(before[name])) if i not in light]
+            assert torch.equal(after[name][others], before[name][others]), f"{entry}: other ids changed"
+
+
+def same_words(clip: Any, encoders: Any, planted: Any, place: Any, states: Any, how: Any) -> set[int]:
+    """The T5 tokens that hold the text of Anima's states that land, by where they stand in the prompt."""
+    own, other = clip.tokenizer.qwen3_06b.tokenizer, clip.tokenizer.t5xxl.tokenizer
+    ends = [len(own.decode(own(PROMPT)["input_ids"][: i + 1])) for i in range(states.shape[1])]
+    landed = directions_of(encoders, "steer").landing(planted.slots[place.name], states, how)[0]
+    spans = [(start, stop) for start, stop, lands in zip([0, *ends], ends, landed.tolist()) if lands]
+    ids = other(PROMPT, return_offsets_mapping=True)
+    letters = [{i for i in range(a, b) if not PROMPT[i].isspace()} for a, b in spans]
+    return {
+        j
+        for j, (a, b) in enumerate(ids["offset_mapping"])
+        if other.decode(ids["input_ids"][j]).strip() and any(own & set(range(a, b)) for own in letters)
+    }
 
 
 def in_eight_bits(encoders: Any, planted: Any, how: Any, plain: list, rows: dict) -> None:
@@ -632,12 +507,105 @@ def other_prompt(encoders: Any, family: Family, clip: Any, planted: Any, how: An
         )
         if "byt5" not in tensor and ":1.4)" not in prompt:  # chat encoders take weights as text
             places = [place for place in planted.places.values() if place.tensor == tensor]
-            count = sum(raw_length(clip, place.keys, prompt) for place in places)
+            count = sum(raw_length(clip, family, place.keys, prompt) for place in places)
             limit = before.shape[-2] * (1 if before.dim() == 3 else before.shape[1])
             # HiDream cuts its T5 at 128 tokens.
             assert int(moved[0].sum()) in (count, min(count, limit - 1)), (
                 f"{tensor}: {int(moved[0].sum())} tokens moved, the prompt has {count}"
             )
+
+
+def empty_prompt(encoders: Any, clip: Any, model: Any, planted: Any, how: Any, plain: list) -> None:
+    """A prompt of no words passes wherever it is steered, also as the negative one."""
+    empty = clip.encode_from_tokens_scheduled(clip.tokenize(""))
+    steered = encoders.steer_clip(clip, planted, how).encode_from_tokens_scheduled(clip.tokenize(""))
+    for after in (steered, encoders.steer_conditioning(empty, planted, how)):
+        assert after[0][0].shape == empty[0][0].shape
+    if empty[0][0].shape[1]:
+        what_is_sampled(encoders.guard_model(model[0], planted, how, "both"), model[1], plain, empty)
+
+
+def vocabulary(clip: Any) -> set[str]:
+    """The texts that a CLIP's tokenizers know."""
+    parts = (part for part in vars(clip.tokenizer).values() if hasattr(part, "inv_vocab"))
+    return {text for part in parts for text in part.inv_vocab.values()}
+
+
+def changed_by(clip: Any, steered: Any, one: str, other: str, **pictures: Any) -> tuple[int, list[int]]:
+    """The first state that tells two prompts apart, and those that steering moves in the first prompt."""
+    before, after, others = (
+        c.encode_from_tokens_scheduled(clip.tokenize(text, **pictures))[0][0][0]
+        for c, text in ((clip, one), (steered, one), (clip, other))
+    )
+    first = int(((before - others).abs().amax(-1) > 1e-5).nonzero()[0])
+    return first, (before != after).any(-1).nonzero().flatten().tolist()
+
+
+def own_template(encoders: Any, clip: Any, planted: Any, how: Any) -> None:
+    """Words in a chat template that the prompt brings along are moved, from the first to the last."""
+    steered = encoders.steer_clip(clip, planted, how)
+    wrap = (SYSTEM + "red {} blue<|im_end|>\n").format
+    for other in (wrap("fox").replace("red", "old"), wrap("cow"), wrap("fox").replace("blue", "old")):
+        first, moved = changed_by(clip, steered, wrap("fox"), other)
+        assert first in moved, f"state {first} is the prompt's and only {moved} moved"
+
+
+SYSTEM = f"<|im_start|>system\n{'Look at it, and see what is there. ' * 5}<|im_end|>\n<|im_start|>user\n"
+"""As long as what JoyImage drops, whatever stands there."""
+
+PICTURE_PATCH = 28
+"""Pixels along a side of what the stand-in below makes one state of."""
+
+
+def takes_pictures(clip: Any) -> bool:
+    """Whether a prompt can have pictures in it; what reads them is then replaced by noise of their size."""
+    import torch
+
+    transformer = next(
+        (getattr(m, "transformer", None) for m in clip.cond_stage_model.children() if hasattr(m, "transformer")), None
+    )
+    try:
+        tokens = clip.tokenize("a", images=[torch.zeros(1, 56, 56, 3)])
+    except Exception:
+        return False
+    if not any(
+        isinstance(t[0], dict) for rows in tokens.values() if isinstance(rows, list) for row in rows for t in row
+    ):
+        return False
+
+    def look(embed: Any, device: Any) -> tuple[Any, Any]:
+        _, height, width, _ = embed["data"].shape
+        rows, columns = height // PICTURE_PATCH, width // PICTURE_PATCH
+        noise = torch.randn(rows * columns, 64, generator=torch.Generator().manual_seed(height + width))
+        grid = torch.tensor([[1, 2 * rows, 2 * columns]])
+        return noise, {"grid": grid, "deepstack": []} if hasattr(transformer, "build_image_inputs") else grid
+
+    transformer.preprocess_embed = look
+    return True
+
+
+def with_pictures(encoders: Any, family: Family, clip: Any, planted: Any, how: Any) -> None:
+    """The prompt is moved, whether it stands behind one picture or several, or in a template of its own before one."""
+    import torch
+
+    steered = encoders.steer_clip(clip, planted, how)
+    small, large = torch.rand(1, 56, 84, 3), torch.rand(1, 112, 140, 3)
+    block = "<|vision_start|><|image_pad|><|vision_end|>"
+    for pictures in ([small], [large], [small, large]):
+        words = PROMPT.split()
+        first, moved = changed_by(clip, steered, PROMPT, " ".join(["one", *words[1:]]), images=pictures)
+        last, _ = changed_by(clip, steered, PROMPT, " ".join([*words[:-1], "sits"]), images=pictures)
+        assert set(range(first, last + 1)) <= set(moved), (
+            f"{len(pictures)}: {first} to {last} are the prompt's, {moved} moved"
+        )
+        more = len(moved) - (last + 1 - first)
+        assert more <= 8 * (len(pictures) - 1), f"{len(pictures)}: {more} states moved besides the prompt's"
+    if "<|im_start|>" not in vocabulary(clip):
+        return
+    wrap = SYSTEM + f"red fox {block} cow blue {block} sea<|im_end|>\n"
+    for word in ("red", "fox", "cow", "blue", "sea"):
+        first, moved = changed_by(clip, steered, wrap, wrap.replace(word, "old"), images=[small, large])
+        assert first in moved, f"state {first} ({word}) is the prompt's and only {moved} moved"
 
 
 def textual_inversion(encoders: Any, family: Family, planted: Any, how: Any) -> None:
@@ -700,6 +668,22 @@ def through_the_loader(encoders: Any, name: str, clip: Any, planted: Any) -> Non
     assert again.places == planted.places
 
 
+def another_day(encoders: Any, clip: Any, planted: Any) -> None:
+    """A template with a date in it is another one tomorrow: the kept alignment is found all the same, and fits."""
+    import comfy.text_encoders.gpt_oss as gpt_oss
+
+    first, today = encoders.align_encoder(clip, small_direction(), "svd"), gpt_oss._LENS_CHAT_DATE
+    encode = clip.encode_from_tokens
+    try:
+        gpt_oss._LENS_CHAT_DATE = "2031-11-08"
+        assert planted.fits(encoders.probe_states(clip, planted)), "the alignment doesn't know the encoder on another day"
+        clip.encode_from_tokens = None  # whoever calls it now fails
+        again = encoders.align_encoder(clip, small_direction(), "svd")
+        assert again.places == first.places and (again.slots["cond"].vectors == first.slots["cond"].vectors).all()
+    finally:
+        gpt_oss._LENS_CHAT_DATE, clip.encode_from_tokens = today, encode
+
+
 def patched(encoders: Any, clip: Any, planted: Any, how: Any) -> None:
     """Steering survives clone, LoRA and CLIPSetLastLayer in any order, leaves the original alone, and a LoRA is noticed."""
     import torch
@@ -729,7 +713,7 @@ def patched(encoders: Any, clip: Any, planted: Any, how: Any) -> None:
     inner = encoded(lora, last)
     assert not torch.equal(plain, inner)
     for order in ((steer, lora, last), (lora, steer, last), (last, lora, steer), (last, steer, lora)):
-        moved = (encoded(*order) - inner)[0, 1 : 1 + raw_length(clip, ("l",), PROMPT)]
+        moved = (encoded(*order) - inner)[0, 1 : 1 + raw_length(clip, FAMILIES["SD1.x"], ("l",), PROMPT)]
         vector = planted.slots["cond"].vectors[0]
         assert torch.nn.functional.cosine_similarity(moved, vector.expand_as(moved), dim=1).min() > 0.99, (
             f"{[step.__name__ for step in order]}"

@@ -26,7 +26,7 @@ def report():
     out.parent.mkdir(exist_ok=True)
     # A process of its own: ComfyUI reads sys.argv when it is imported.
     done = subprocess.run(
-        [sys.executable, str(ROOT / "tests" / "comfyui" / "families.py"), str(out)],
+        [sys.executable, "-m", "tests.comfyui.families", str(out)],
         cwd=ROOT, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
@@ -38,5 +38,5 @@ def test_a_planted_direction_is_read_back_at_every_entry_point_and_nothing_else_
     results = dict(report["families"][family])
     reason = results.pop("not run", None)
     assert (reason is not None) == (family in MISSING.get(report["comfyui"], ())), reason
-    assert reason or len(results) >= 14
+    assert reason or len(results) >= (14 if FAMILIES[family].content else 1)
     assert {key: value for key, value in results.items() if value != "pass"} == {}

@@ -85,13 +85,27 @@ def test_an_entry_outside_the_range_stays_whole(encoders, encoder, settings, con
     ("bad", "words"),
     [
         (torch.zeros(1, 4, 99), "99 wide and the alignment is for an encoder 64 wide"),
-        (torch.zeros(1, 0, 64), "no tokens"),
         (None, "no text states"),
     ],
 )
 def test_conditioning_that_does_not_fit_says_why(encoders, encoder, settings, bad, words):
     with pytest.raises(ValueError, match=words):
         encoders.steer_conditioning([[bad, {}]], encoder, settings)
+
+
+def test_what_is_in_no_tensor_of_the_alignment_says_so(encoders, encoder, settings, cond):
+    place = replace(encoder.places["cond"], tensor="conditioning_llama3")
+    other = replace(encoder, slots={"conditioning_llama3": replace(encoder.slots["cond"], place=place)})
+    with pytest.raises(ValueError, match="this conditioning has no conditioning_llama3"):
+        encoders.steer_conditioning([[cond, {}]], other, settings)
+
+
+def test_an_empty_prompt_of_no_tokens_passes(encoders, encoder, settings):
+    empty = torch.zeros(1, 0, WIDTH)
+    ((out, _),) = encoders.steer_conditioning([[empty, {"attention_mask": torch.zeros(1, 0)}]], encoder, settings)
+    assert out.shape == empty.shape
+    reading, _ = encoders.inspect_conditioning([[empty, {}]], encoder, 0.01)
+    assert reading.score == 0 and not reading.flagged
 
 
 def test_a_pooled_output_of_another_width_says_so(encoders, encoder, settings, cond):
