@@ -145,6 +145,7 @@ def _widened(reading: Reading, projection: Projection) -> Reading:
     return reading._replace(
         readers=projection.readers(reading.readers),
         prompt_readers=projection.readers(reading.prompt_readers),
+        language_readers=projection.readers(reading.language_readers),
         center=projection.back(reading.center.unsqueeze(0))[0],
     )
 

@@ -132,14 +132,15 @@ class SlotAlignment:
         content = self.content(states, mask)
         readers = torch.cat([self.readers, self.prompt_readers, self.language_readers]).to(states.device)
         readings = (states.float() - self.center.to(states.device)) @ readers.T
-        readings, own = readings.reshape(-1, *readings.shape[-2:]), content.reshape(-1, content.shape[-1])
+        shape = content.shape[:-1]
+        readings, own = readings.reshape(shape.numel(), *readings.shape[-2:]), content.reshape(shape.numel(), -1)
         counts = own.sum(-1)
         scores = readings.new_zeros(len(own), len(self.names))
         for n in counts.unique().tolist():
             rows = (counts == n).nonzero().flatten()
             if n:
                 scores[rows] = self._prompt_scores(readings[rows][own[rows]].reshape(len(rows), n, -1))
-        return scores.reshape(*content.shape[:-1], len(self.names))
+        return scores.reshape(*shape, len(self.names))
 
     def _prompt_scores(self, readings: Tensor) -> Tensor:
         """Of prompts of one length, [m, n, K + K + L] -> [m, K]."""
@@ -276,5 +277,5 @@ def unpack(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], file: str
     for name, tensor in named.items():
         if not tensor.abs().max() < LONGEST:
             raise files.DirectionFormatError(f"{file}: {name} has a value of {tensor.abs().max():.3g}")
-    lists = {name: tuple(metadata[name]) for name in ("names", "languages")}
-    return SlotAlignment(**lists, fit=metadata["fit"], direction=metadata["direction"], **named)
+    named |= {name: tuple(metadata[name]) for name in ("names", "languages")}
+    return SlotAlignment(fit=metadata["fit"], direction=metadata["direction"], **named)

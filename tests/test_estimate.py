@@ -62,20 +62,17 @@ def test_the_direction_is_the_mean_difference_of_the_pairs(tiny):
     assert len(direction.anchor_prompts) == len(set(anchors))
 
 
-def test_mentions_stand_behind_the_anchors_and_change_nothing_but_the_readers(tiny):
+def test_mentions_stand_among_the_anchors_and_change_nothing_but_the_readers(tiny):
     pairs, anchors = made()
     mentions = ["a sign against a knife w3", "the word knife w9 w4", anchors[0]]
     plain, named = estimate(*tiny, pairs, anchors, layer=3), estimate(*tiny, pairs, anchors, layer=3, mentions=mentions)
-    count = len(plain.anchor_prompts)
-    assert named.anchor_prompts == (*plain.anchor_prompts, *mentions[:2]) and named.mentions == tuple(mentions[:2])
-    assert torch.equal(named.anchor_states[:count], plain.anchor_states) and torch.equal(
-        named.vectors["global"], plain.vectors["global"]
-    )
-    assert (
-        torch.equal(named.token_scores[: len(plain.token_scores)], plain.token_scores)
-        and len(named.token_counts) == count + 2
-    )
-    states = named.anchor_states[count:].float()
+    benign = (~named.mentioned).nonzero().flatten().tolist()
+    assert set(named.anchor_prompts) == {*plain.anchor_prompts, *mentions[:2]} and named.mentions == tuple(mentions[:2])
+    own = named.picked(benign)
+    assert own.anchor_prompts == plain.anchor_prompts and torch.equal(own.anchor_states, plain.anchor_states)
+    assert torch.equal(own.token_scores, plain.token_scores) and torch.equal(own.token_counts, plain.token_counts)
+    assert torch.equal(named.vectors["global"], plain.vectors["global"])
+    states = named.anchor_states[named.mentioned].float()
     benign = plain.anchor_states.float()
 
     def found(direction):

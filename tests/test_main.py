@@ -41,10 +41,10 @@ def test_check_knows_what_save_aligned_direction_writes(aligned, tmp_path, capsy
 
 def test_the_command_line_and_the_node_estimate_with_the_same_anchors():
     pairs = read_pairs()
-    anchors, mentions = training_anchors(pairs)
-    assert set(anchors) >= {pair.safe for pair in pairs} and not set(anchors) & set(mentions)
-    kept, _ = training_anchors(pairs, leave_out=5)
-    assert kept == [prompt for i, prompt in enumerate(anchors) if i % 5]
+    given = training_anchors(pairs)
+    assert set(given.anchors) >= {pair.safe for pair in pairs} and not set(given.anchors) & set(given.mentions)
+    assert set(given.near) <= set(given.anchors)
+    assert {one.english for one in given.translations} <= {*given.anchors, *given.mentions}
 
 
 def test_estimate_writes_where_it_is_called_and_never_into_the_library(monkeypatch, tmp_path, planted, capsys):

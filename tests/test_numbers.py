@@ -7,7 +7,7 @@ import torch
 
 import directions
 
-MODES = ("add", "project", "gate")
+MODES = ("add", "project", "gate", "graded")
 FP8 = [torch.float8_e4m3fn, torch.float8_e5m2]
 
 

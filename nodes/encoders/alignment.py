@@ -99,7 +99,7 @@ def _special_token_bank(
 ) -> SpecialTokenBank:
     """Of the anchors that score below average, whose own states are `rows` and whose special tokens are kept by index."""
     harmless = [
-        index for index in sorted(special) if special[index] and slot.prompt_scores(rows[index], slot.names[:1])[0] < 0
+        index for index in sorted(special) if special[index] and slot.prompt_scores(rows[index])[0] < 0
     ]
     means = torch.stack([rows[index].mean(0) for index in harmless]) if harmless else torch.empty(0, slot.width)
     return SpecialTokenBank.of(means, [special[index] for index in harmless])
