@@ -133,7 +133,7 @@ class SlotAlignment:
         readers = torch.cat([self.readers, self.prompt_readers, self.language_readers]).to(states.device)
         readings = (states.float() - self.center.to(states.device)) @ readers.T
         shape = content.shape[:-1]
-        readings, own = readings.reshape(shape.numel(), *readings.shape[-2:]), content.reshape(shape.numel(), -1)
+        readings, own = readings.reshape(shape.numel(), *readings.shape[-2:]), content.reshape(shape.numel(), content.shape[-1])
         counts = own.sum(-1)
         scores = readings.new_zeros(len(own), len(self.names))
         for n in counts.unique().tolist():

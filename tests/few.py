@@ -13,13 +13,11 @@ def few(direction: Direction, anchors: int = 400, categories: Sequence[str] | No
     kept = ["global", *direction.categories]
     columns = [i for i, name in enumerate(kept) if i == 0 or categories is None or name in categories]
     names = [kept[i] for i in columns]
-    counts = direction.token_counts[:anchors]
+    own = direction.picked(range(anchors))
     return replace(
-        direction,
-        anchor_states=direction.anchor_states[:anchors],
-        anchor_prompts=direction.anchor_prompts[:anchors],
-        vectors={name: direction.vectors[name] for name in names},
-        readers={name: direction.readers[name] for name in names},
-        token_scores=direction.token_scores[: int(counts.sum()), columns],
-        token_counts=counts,
+        own,
+        vectors={name: own.vectors[name] for name in names},
+        readers={name: own.readers[name] for name in names},
+        token_scores=own.token_scores[:, columns],
+        prompt_scores=own.prompt_scores[:, columns] if len(own.prompt_scores) else own.prompt_scores,
     )

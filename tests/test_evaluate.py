@@ -241,7 +241,7 @@ def test_settings_are_all_combinations_after_the_unsteered_one():
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ((["gatee"], [1]), "no mode 'gatee'; there are gate, add, project"),
+        ((["gatee"], [1]), "no mode 'gatee'; there are gate, graded, add, project"),
         ((["add"], []), "at least one"),
         ((["add"], [1, 1]), "the same"),
     ],

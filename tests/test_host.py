@@ -160,7 +160,7 @@ def test_steering_nodes_in_a_circle_do_not_hang_the_host(host):
         ({}, "names no direction"),
         ({"direction": "d", "strength": 5}, "unknown: strength; known: direction, "),
         ({"direction": "d", "alpha": "5"}, "alpha is '5', not a number"),
-        ({"direction": "d", "mode": "magic"}, "mode is one of gate, add, project"),
+        ({"direction": "d", "mode": "magic"}, "mode is one of gate, graded, add, project"),
         ({"direction": "d", "on_flag": "laugh"}, "on_flag is steer or refuse"),
         ({"direction": "d", "budget": 2}, "budget a share from 0 to 1"),
         ({"direction": "d", "alpha": float("nan")}, "alpha is -20 to 20"),

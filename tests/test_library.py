@@ -7,19 +7,23 @@ import pytest
 
 import directions
 from benchmarks.transfer import measure
-from directions.prompts import pairs_hash, read_anchors, read_pairs
+from directions.prompts import pairs_hash, read_pairs, training_anchors
 
 
 def test_the_shipped_direction_belongs_to_the_shipped_prompts():
     direction = directions.load("smollm2-135m-instruct")
     pairs = read_pairs()
     assert direction.pairs["sha256"] == pairs_hash(pairs)
-    benign = [a.prompt for a in read_anchors()] + [p.safe for p in pairs]
-    assert set(direction.mentions) == {a.prompt for a in read_anchors(split="mention")}
-    assert set(direction.anchor_prompts) == {prompt for i, prompt in enumerate(benign) if i % 5} | set(
-        direction.mentions
-    )
+    given = training_anchors(pairs)
+    own = {*given.anchors, *given.mentions}
+    translated = {one.prompt: one.language for one in given.translations}
+    languages = dict(zip(direction.anchor_prompts, direction.languages))
+    assert {prompt for prompt, language in languages.items() if language == "en"} <= own
+    assert {prompt: language for prompt, language in languages.items() if language != "en"} == translated
+    assert {*given.anchors} - {*given.near} <= set(direction.anchor_prompts), "everyday anchors all stay"
+    assert set(direction.mentions) <= set(given.mentions) and set(direction.near) <= set(given.near)
     assert len(direction.token_counts) == len(direction.anchor_prompts) and direction.token_scores.shape[1] == 7
+    assert len(direction.prompt_scores) == len(direction.anchor_prompts)
     path = directions.available()["smollm2-135m-instruct"]
     assert path.stat().st_size < 10e6
 

@@ -1,11 +1,14 @@
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from directions.bank import land, spacing_of
-from directions.scores import TOP, global_plus_highest
+from directions.scores import NEAR, SHARPNESS, TOP
 from directions.steer import FAR, FAR_BEHIND, MODES, STOP, SURE, TOKEN_MARGINS
+from directions.verdict import LANDED
 
 
 def test_positive_scores_are_unsafe(planted, aligned):
@@ -76,30 +79,45 @@ def test_gate_treats_each_prompt_of_a_batch_by_itself(planted, aligned):
 @settings(max_examples=40, deadline=None)
 @given(st.data())
 def test_a_batch_with_masks_scores_as_its_definition_says_of_each_prompt(aligned, data):
-    """The mean token's reading plus the mean of the TOP highest tokens', each standardised; global and the highest
-    category added."""
+    """`scores.py` in plain words and loops: what the tokens and their surroundings read together, and the prompt as a whole;
+    each standardised, `global` plus the highest category, and in the end by length and language."""
     draw = torch.Generator().manual_seed(data.draw(st.integers(0, 999)))
-    states = aligned.slot.center + 3 * torch.randn(3, 9, aligned.slot.width, generator=draw)
+    slot = aligned.slot
+    states = slot.center + 3 * torch.randn(3, 9, slot.width, generator=draw)
     mask = torch.tensor([data.draw(st.lists(st.booleans(), min_size=9, max_size=9)) for _ in range(3)])
-    found = {name: aligned.prompt_score(states, name, mask) for name in aligned.names}
-    moments = aligned.slot.prompt_moments
+    found = aligned.slot.prompt_scores(states, mask)
     for row, own in zip(range(3), mask):
-        tokens = [states[row, t] - aligned.slot.center for t in range(9) if own[t]]
-        if not tokens:
-            assert all(scores[row] == 0 for scores in found.values())
-            continue
-        readings = []
-        for name in range(len(aligned.names)):
-            mean = sum(tokens) / len(tokens) @ aligned.slot.prompt_readers[name]
-            highest = sorted((token @ aligned.slot.readers[name]).item() for token in tokens)[-TOP:]
-            reading = mean + sum(highest) / len(highest) / aligned.slot.peak_spread[name]
-            readings.append((reading - moments[name, 0]) / moments[name, 1])
-        together = (global_plus_highest(torch.stack(readings)) - moments[-1, 0]) / moments[-1, 1]
-        expected = {**dict(zip(aligned.names, readings)), "global": together}
-        assert all(
-            found[name][row].item() == pytest.approx(expected[name].item(), rel=1e-3, abs=1e-3)
-            for name in aligned.names
-        )
+        tokens = [states[row, t] - slot.center for t in range(9) if own[t]]
+        expected = _defined(slot, tokens) if tokens else [0.0] * len(slot.names)
+        assert found[row].tolist() == pytest.approx(expected, rel=1e-3, abs=1e-3)
+
+
+def _defined(slot, tokens):
+    def standard(value, step, k):
+        mean, spread = step[k].tolist()
+        return (value - mean) / spread
+
+    def lower(a, b):
+        return -math.log(math.exp(-SHARPNESS * a) + math.exp(-SHARPNESS * b)) / SHARPNESS
+
+    of_token, local, highest, pooled = slot.reading_moments
+    n, by_name = len(tokens), []
+    for k in range(len(slot.names)):
+        words = [(token @ slot.readers[k]).item() for token in tokens]
+        whole = [(token @ slot.prompt_readers[k]).item() for token in tokens]
+        around = [whole[max(0, t - NEAR) : t + NEAR + 1] for t in range(n)]
+        both = sorted(
+            lower(standard(word, of_token, k), standard(sum(near) / len(near), local, k))
+            for word, near in zip(words, around)
+        )[-TOP:]
+        together = lower(standard(sum(both) / len(both), highest, k), standard(sum(whole) / n, pooled, k))
+        by_name.append(standard(together, slot.score_moments, k))
+    scores = [by_name[0] + max(by_name[1:]), *by_name[1:]]
+    (mean, spread), length = slot.length_model.tolist(), math.log(n)
+    scores = [(s - a - b * length) / math.exp(c + d * length) for s, (a, b), (c, d) in zip(scores, mean, spread)]
+    middle = sum(tokens) / n
+    language = int((middle @ slot.language_readers.T + slot.language_bias).argmax())
+    return [standard(score, slot.language_moments[language], k) for k, score in enumerate(scores)]
 
 
 def follows(scores, token):
@@ -190,6 +208,70 @@ def test_a_word_that_is_unsafe_by_itself_lands_beside_a_worse_one(aligned):
         assert torch.allclose(moved[1], landed, atol=1e-3) == lands
 
 
+def between(aligned, low, high, count=60):
+    """Prompts whose grade lies between two values: unsafe states in all strengths."""
+    draw = torch.Generator().manual_seed(4)
+    reader = aligned.slot.prompt_readers[0] / aligned.slot.prompt_readers[0].norm()
+    strength = torch.linspace(-4, 160, 800)[:, None, None]
+    noise = torch.randn(800, 4, aligned.slot.width, generator=draw)
+    states = aligned.slot.center + noise + strength * reader * aligned.slot.center.std()
+    grade = aligned.verdict(states, 0.05).grade
+    return states[(grade > low) & (grade < high)][:count]
+
+
+def test_graded_leaves_what_is_below_the_floor_bit_identical(aligned):
+    states = between(aligned, -20, 0)
+    assert len(states) > 20
+    assert torch.equal(aligned.steer(states, 8.0, "graded", budget=0.05), states)
+    half = sum(bool((aligned.steer(states, 8.0, "graded", budget=b) != states).any()) for b in (0.2, 0.01))
+    assert half == 0
+
+
+def test_half_of_everyday_prompts_lie_below_the_floor(planted, aligned):
+    same = [torch.equal(aligned.steer(rows, 8.0, "graded", budget=0.05), rows) for rows in planted.states]
+    assert sum(same) / len(same) == pytest.approx(0.5, abs=0.06)
+
+
+def test_between_floor_and_threshold_graded_adds_the_share_of_alpha_that_the_grade_is(aligned):
+    states = between(aligned, 0.05, 0.95)
+    grade = aligned.verdict(states, 0.05).grade
+    shift = aligned.steer(states, 8.0, "graded", budget=0.05) - states
+    assert len(states) > 10
+    assert torch.allclose(shift, grade[:, None, None] * 8.0 * aligned.slot.vector(("global",)), atol=1e-4)
+
+
+def test_far_above_the_threshold_graded_is_the_gate(aligned):
+    states = between(aligned, LANDED + 0.01, 50)
+    gate, graded = (aligned.steer(states, 8.0, mode, budget=0.05) for mode in ("gate", "graded"))
+    assert len(states) > 10 and torch.allclose(gate, graded, atol=1e-4)
+
+
+def test_graded_is_continuous_in_the_score(aligned):
+    """A prompt that turns unsafe bit by bit comes out changing bit by bit, also at the floor, the threshold and LANDED."""
+    clean, unsafe = between(aligned, -1, 0, 1)[0], between(aligned, 2, 50, 1)[0]
+
+    def jump(steps):
+        shares = torch.linspace(0, 1, steps)[:, None, None]
+        moved = aligned.steer(clean + shares * (unsafe - clean), 8.0, "graded", budget=0.05)
+        return (moved[1:] - moved[:-1]).norm(dim=(1, 2))
+
+    coarse, fine = jump(201), jump(3201)
+    grade = aligned.verdict(clean + torch.linspace(0, 1, 3201)[:, None, None] * (unsafe - clean), 0.05).grade
+    ramp = (grade[:-1] < 1) & (grade[1:] < 1)
+    assert ramp.sum() > 100 and fine[ramp].max() < coarse.max() / 4
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.floats(0, 15), st.floats(0, 15), st.sampled_from([0.01, 0.05]), st.sampled_from([0.2, 0.5]))
+def test_a_stronger_or_wider_graded_never_moves_less(aligned, one, other, small, large):
+    states = between(aligned, -1, 0.95)
+    weak, strong = sorted((one, other))
+    moved = [(aligned.steer(states, a, "graded", budget=0.05) - states).norm(dim=(1, 2)) for a in (weak, strong)]
+    assert (moved[0] <= moved[1] + 1e-4).all()
+    grades = [aligned.verdict(states, budget).strength for budget in (small, large)]
+    assert (grades[0] <= grades[1] + 1e-6).all()
+
+
 def test_project_is_one_sided(planted, aligned):
     unit = aligned.slot.vectors[0] / aligned.slot.vectors[0].norm()
     moved = aligned.steer(planted.unsafe, mode="project")
@@ -226,7 +308,7 @@ def test_tokens_outside_the_mask_never_change(planted, aligned, mode, alpha, dty
 
 
 def test_alpha_zero_changes_nothing(planted, aligned):
-    for mode in ("add", "gate"):
+    for mode in ("add", "gate", "graded"):
         assert torch.equal(aligned.steer(planted.unsafe, alpha=0.0, mode=mode), planted.unsafe)
 
 

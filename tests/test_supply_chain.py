@@ -22,7 +22,6 @@ def forbid(event, arguments):
         raise PermissionError(event)
 sys.addaudithook(forbid)
 import importlib.util, os
-from dataclasses import replace
 from pathlib import Path
 from harness.environment import find
 root = Path.cwd()
@@ -43,7 +42,7 @@ from pack.directions.direction import available, load
 import pack.directions.estimate, pack.directions.evaluate, pack.directions.__main__
 for name in available():
     whole = load(name)
-few = replace(whole, anchor_states=whole.anchor_states[:120], anchor_prompts=whole.anchor_prompts[:120])
+few = whole.picked(range(120))
 clip = encoders.load_minilm()
 aligned = encoders.align_encoder(clip, few, "svd")
 settings = pack.directions.SteeringSettings("gate", 3.0)

@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--mode", nargs="+", default=["gate"], help="gate, add, project (default: gate)")
+    parser.add_argument("--mode", nargs="+", default=["gate"], help="gate, graded, add, project (default: gate)")
     parser.add_argument("--alpha", nargs="+", type=float, default=[5.0], help="strengths (default: 5)")
     parser.add_argument(
         "--categories",

@@ -188,7 +188,7 @@ def _with_picture(clip: Any, prompt: str) -> dict[str, list]:
     for way in ({"images": [picture]}, {"image": picture}):
         try:
             found = streams(clip.tokenize(prompt, **way))
-        except Exception:  # what a tokenizer makes of words that it doesn't know is its own affair
+        except (TypeError, ValueError, LookupError, AttributeError, RuntimeError):  # it takes no such argument
             continue
         if any(PICTURE == kind_of(token[0]) for sections in found.values() for s in sections for token in s):
             return found
