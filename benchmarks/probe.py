@@ -42,7 +42,7 @@ Probe = Callable[[Tensor], Tensor]
 
 
 class Data(NamedTuple):
-    """A target's content-token states, [T_i, W] each; `plain` are the anchors without the mentions."""
+    """A target's content-token states, [T_i, W] each; `plain` are the anchors without mentions and translations."""
 
     anchors: list[Tensor]
     train_safe: list[Tensor]
@@ -59,7 +59,7 @@ class Data(NamedTuple):
 def read(target: str, direction: Direction, split: str = "held_out") -> Data:
     """All states that the benchmark needs, from the cache where they are there."""
     train, held = read_pairs(split="train"), read_pairs(split=split)
-    fresh = [a.prompt for a in read_anchors(split="held_out")]
+    fresh = [a.prompt for a in read_anchors(split="held_out", kinds=("everyday",))]
     groups = [
         list(direction.anchor_prompts),
         [p.safe for p in train],
@@ -70,9 +70,8 @@ def read(target: str, direction: Direction, split: str = "held_out") -> Data:
     ]
     states = iter(target_states(target, [prompt for group in groups for prompt in group]))
     parts = [[next(states) for _ in group] for group in groups]
-    return Data(
-        *parts, train, held, fresh, [rows for rows, mentioned in zip(parts[0], direction.mentioned) if not mentioned]
-    )
+    own = (direction.groups == torch.arange(len(direction.anchor_prompts))) & ~direction.mentioned
+    return Data(*parts, train, held, fresh, [rows for rows, plain in zip(parts[0], own) if plain])
 
 
 def steering(aligned: Alignment, **how: Any) -> Steer:

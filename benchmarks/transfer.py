@@ -8,7 +8,7 @@ agreement with the native direction (learned on the target from the training pai
 `tpr5` the unsafe halves found at 1% and 5% false positives on fresh benign prompts and held-out safe halves.
 `native` is the plain mean difference and a logistic regression on pooled states; `native, aligned` is what the pack
 would make of a native direction, token scores and categories included. `flagged_mentions` is the share of harmless prompts
-that name something unsafe which the budget flags. `--split fresh` measures on themes that were
+that name something unsafe which the budget flags. What is found and flagged by kind of prompt: benchmarks/reading.py. `--split fresh` measures on themes that were
 written after everything was chosen.
 """
 
@@ -47,9 +47,9 @@ def measure(
     """One row per method and category; `split` is the pairs' to measure on."""
     direction = directions.load(source)
     train, held = read_pairs(split="train"), read_pairs(split=split)
-    fresh = [a.prompt for a in read_anchors(split="held_out")]
+    fresh = [a.prompt for a in read_anchors(split="held_out", kinds=("everyday",))]
     anchors = list(direction.anchor_prompts)
-    named = [a.prompt for a in read_anchors(split="mention_held_out")]
+    named = [a.prompt for a in read_anchors(split="held_out", kinds=("mention",))]
     groups = [
         anchors,
         [p.safe for p in train],
@@ -66,7 +66,8 @@ def measure(
         at += len(group)
     anchor_states = parts[0]
     pooled = [_pooled(part) for part in parts]
-    plain = pooled[0][~direction.mentioned]
+    own = direction.groups == torch.arange(len(direction.anchor_prompts))
+    plain = pooled[0][own & ~direction.mentioned]
     rows = []
     generator = torch.Generator().manual_seed(0)
     names = (GLOBAL, *direction.categories)

@@ -74,24 +74,9 @@ def align_slot(
         states = _gathered(direction, states) or states
     tokens, pooled = _check(direction, states.rows if isinstance(states, WideStates) else states)
     dtype = precision(pooled.shape[1])
-    names = (GLOBAL, *direction.categories)
-    mentioned, everyday, groups = direction.mentioned, direction.everyday, direction.groups
-    order = torch.argsort(mentioned.int(), stable=True)
-    benign = int((~mentioned).sum())
-    place, languages = torch.argsort(order), names_of(direction.languages)
-    prompt_scores, token_scores = source_scores(direction, names, dtype)
-    reading = fit_readers(
-        Anchors(
-            tokens=[tokens[i] for i in order.tolist()],
-            prompt_scores=prompt_scores[order],
-            token_scores=[token_scores[i] for i in order.tolist()],
-            benign=benign,
-            everyday=everyday[order[:benign]],
-            group=place[groups[order]],
-            language=torch.tensor([languages.index(direction.languages[i]) if direction.languages else 0 for i in order]),
-            languages=len(languages),
-        )
-    )
+    names, languages, groups = (GLOBAL, *direction.categories), names_of(direction.languages), direction.groups
+    anchors, order = _ordered(direction, tokens, names, dtype)
+    reading, benign = fit_readers(anchors), anchors.benign
     # The source read no translation: the map and what comes of it are of its own prompts.
     own = [i for i in order[:benign].tolist() if groups[i] == i]
     source, target = direction.anchor_states[own].to(dtype), pooled[own].to(dtype)
@@ -110,6 +95,7 @@ def align_slot(
     else:
         vectors = _separate(torch.stack(steps) * target_standard.spread, target).float()
         tokens = [tokens[i] for i in rows]
+    found = {name: getattr(reading, name) for name in reading._fields if name != "separation"}
     bank = _bank(tokens, reading.center, reading.readers[0]).clamp(-HALF, HALF).half().unique(dim=0)
     return SlotAlignment(
         names=names,
@@ -118,15 +104,38 @@ def align_slot(
         token_levels=_token_levels(tokens, vectors, reading.center),
         bank=bank,
         bank_spacing=spacing_of(bank),
-        anchor_everyday=everyday[order[:benign]].float(),
-        fit=fit,
+        anchor_everyday=anchors.everyday.float(),
+        fit=fit | {"languages": dict(zip(languages, reading.separation))},
         direction={
             "name": direction.name,
             "source": direction.source.get("model", ""),
             "sha256": direction.fingerprint,
         },
-        **reading._asdict(),
+        **found,
     )
+
+
+def _ordered(
+    direction: Direction, tokens: Sequence[Tensor], names: Sequence[str], dtype: torch.dtype
+) -> tuple[Anchors, Tensor]:
+    """What readers are fitted on, mentions last, and which anchor of the direction each is."""
+    mentioned = direction.mentioned
+    order = torch.argsort(mentioned.int(), stable=True)
+    benign = int((~mentioned).sum())
+    place, languages = torch.argsort(order), names_of(direction.languages)
+    prompt_scores, token_scores = source_scores(direction, names, dtype)
+    spoken = [languages.index(one) for one in direction.languages] or [0] * len(order)
+    anchors = Anchors(
+        tokens=[tokens[i] for i in order.tolist()],
+        prompt_scores=prompt_scores[order],
+        token_scores=[token_scores[i] for i in order.tolist()],
+        benign=benign,
+        everyday=direction.everyday[order[:benign]],
+        group=place[direction.groups[order]],
+        language=torch.tensor(spoken)[order],
+        languages=len(languages),
+    )
+    return anchors, order
 
 
 def _gathered(direction: Direction, states: Sequence[Tensor] | Tensor) -> WideStates | None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from . import files
 from .alignment_format import by_slot, encoder_fault
 from .direction_format import GLOBAL
+from .languages import unread
 from .place import Place
 from .slot import SlotAlignment, pack, packed_fault, unpack
 from .special_tokens import SpecialTokenBank
@@ -73,6 +74,12 @@ class Alignment:
     def fit(self) -> Mapping[str, Any]:
         """Held-out figures of the only slot: method, r2, top1, and the same for each method tried."""
         return self.slot.fit
+
+    @property
+    def unread_languages(self) -> list[str]:
+        """The languages, of those that anchors are in, that no slot reads better than chance: nothing is found in them."""
+        by_slot = [set(unread(slot.fit.get("languages", {}))) for slot in self.slots.values()]
+        return sorted(set.intersection(*by_slot))
 
     @property
     def places(self) -> dict[str, Place]:

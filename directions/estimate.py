@@ -15,6 +15,7 @@ from torch import Tensor
 from .direction import Direction
 from .direction_format import GLOBAL
 from .prompts import Pair, Translation, pairs_hash
+from .scores import roc_area
 from .selection import chosen, translated
 from .sources import Progress, pooled_states, quiet, token_ids, token_states
 
@@ -225,13 +226,6 @@ def choose_layer(states: Tensor, pairs: Sequence[Pair], anchors: int, progress: 
         reader = fit_reader(torch.cat([benign[seen_anchor], safe[seen]]), unsafe[seen])
         areas.append(roc_area(torch.cat([benign[~seen_anchor], safe[~seen]]) @ reader, unsafe[~seen] @ reader))
     return max(range(len(areas)), key=areas.__getitem__)
-
-
-def roc_area(benign: Tensor, unsafe: Tensor) -> float:
-    """Probability that an unsafe score lies above a benign one (ties count half)."""
-    below = torch.searchsorted(benign.sort().values, unsafe, right=False).double()
-    upto = torch.searchsorted(benign.sort().values, unsafe, right=True).double()
-    return ((below + upto) / 2).mean().item() / len(benign)
 
 
 def fit_reader(benign: Tensor, unsafe: Tensor, penalty: float = READER_PENALTY) -> Tensor:

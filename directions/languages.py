@@ -6,10 +6,12 @@ higher or spread wider than those of another: a threshold for all of them would 
 
 from __future__ import annotations
 
-from typing import NamedTuple, Sequence
+from typing import Mapping, NamedTuple, Sequence
 
 import torch
 from torch import Tensor
+
+from .scores import roc_area
 
 USUAL = 10
 """How many prompts' worth the mean 0 and the deviation 1 count beside a language's own prompts, of which there may be few."""
@@ -17,6 +19,9 @@ USUAL = 10
 READ = 0.75
 """Area under the ROC curve of a language's mentions against its everyday prompts below which an encoder doesn't read it. Those
 that know a language lie above 0.85, those that were trained on English alone below 0.7 for other scripts (RESULTS.md)."""
+
+FEWEST = 20
+"""Mentions of a language from which such an area says anything."""
 
 
 class Languages(NamedTuple):
@@ -47,6 +52,21 @@ def moments_by_language(scores: Tensor, language: Tensor, everyday: Tensor, coun
         variance = (own - mean).square().sum(0) / (n + USUAL) + USUAL / (n + USUAL)
         out.append(torch.stack([mean, variance.sqrt()], 1))
     return torch.stack(out)
+
+
+def separation(highest: Tensor, language: Tensor, everyday: Tensor, mentioned: Tensor, count: int) -> list[float | None]:
+    """How well each language's mentions are told from its everyday prompts: the area under the ROC curve of the highest tokens'
+    readings [N]; None where there are too few."""
+    found: list[float | None] = []
+    for index in range(count):
+        plain, named = (highest[kind & (language == index)] for kind in (everyday, mentioned))
+        found.append(roc_area(plain, named) if len(named) >= FEWEST and len(plain) >= FEWEST else None)
+    return found
+
+
+def unread(areas: Mapping[str, float | None]) -> list[str]:
+    """The languages that an encoder doesn't read, of those in `fit["languages"]`."""
+    return [name for name, area in areas.items() if area is not None and area < READ]
 
 
 def names_of(languages: Sequence[str]) -> tuple[str, ...]:

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from .direction import Direction
-from .languages import Languages, moments_by_language
+from .languages import Languages, moments_by_language, separation
 from .maps import Standard
 from .scores import (
+    TOP,
     LengthModel,
     ReadingMoments,
     both_readings,
@@ -82,6 +83,7 @@ class Reading(NamedTuple):
     language_bias: Tensor
     language_moments: Tensor
     anchor_scores: Tensor
+    separation: list[float | None]
 
 
 def precision(width: int) -> torch.dtype:
@@ -155,6 +157,7 @@ def fit_readers(anchors: Anchors) -> Reading:
         language_bias=languages.bias.float(),
         language_moments=languages.moments.float(),
         anchor_scores=languages(scores, (pooled[:benign].to(dtype) - center) @ languages.readers.T).float(),
+        separation=_separation(anchors, token, fold, dtype),
     )
 
 
@@ -167,6 +170,19 @@ def _fit_languages(anchors: Anchors, pooled: Tensor, center: Tensor, scores: Ten
     own = anchors.language[: anchors.benign]
     moments = moments_by_language(scores, own, anchors.everyday, anchors.languages)
     return Languages(fitted.readers.T.contiguous(), bias, moments)
+
+
+def _separation(anchors: Anchors, token: "_Fitted", fold: Tensor, dtype: torch.dtype) -> list[float | None]:
+    """Of each language; see `languages.separation`. Each anchor is read by what was learned without it."""
+    highest = torch.stack(
+        [
+            ((rows.to(dtype) - token.standard.mean) @ token.by_fold[k][:, 0]).topk(min(TOP, len(rows))).values.mean()
+            for rows, k in zip(anchors.tokens, fold.tolist())
+        ]
+    )
+    mentioned = torch.arange(len(highest)) >= anchors.benign
+    everyday = torch.nn.functional.pad(anchors.everyday, (0, len(highest) - anchors.benign))
+    return separation(highest, anchors.language, everyday, mentioned, anchors.languages)
 
 
 def calibrate(

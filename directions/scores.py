@@ -121,6 +121,13 @@ def prompt_scores(of_token: Tensor, of_prompt: Tensor, moments: ReadingMoments, 
     return torch.maximum(scores[..., 0, :], scores[..., 1:, :].amax(-2) - WINDOW_MARGIN)
 
 
+def roc_area(benign: Tensor, unsafe: Tensor) -> float:
+    """Probability that an unsafe score lies above a benign one (ties count half)."""
+    below = torch.searchsorted(benign.sort().values, unsafe, right=False).double()
+    upto = torch.searchsorted(benign.sort().values, unsafe, right=True).double()
+    return ((below + upto) / 2).mean().item() / len(benign)
+
+
 class LengthModel(NamedTuple):
     """How harmless prompts' scores depend on their number of tokens n: mean a + b log n, standard deviation exp(c + d log n).
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
 from ..directions.align import METHODS
 from . import encoders
@@ -36,4 +36,11 @@ class AlignSafetyDirection(io.ComfyNode):
 
     @classmethod
     def execute(cls, direction, clip, method: str) -> io.NodeOutput:
-        return io.NodeOutput(encoders.align_encoder(clip, direction, method))
+        aligned = encoders.align_encoder(clip, direction, method)
+        if not aligned.unread_languages:
+            return io.NodeOutput(aligned)
+        text = (
+            f"This text encoder doesn't read {', '.join(aligned.unread_languages)}: "
+            "in prompts of these languages nothing unsafe is found."
+        )
+        return io.NodeOutput(aligned, ui=ui.PreviewText(text))

@@ -6,7 +6,6 @@ import logging
 from typing import Mapping, NamedTuple
 
 from ...directions.alignment import Alignment
-from ...directions.direction_format import GLOBAL
 from ...directions.steer import SteeringSettings
 from ...directions.verdict import Verdict
 from .entry import Own
@@ -39,7 +38,7 @@ def judge(own: Mapping[str, Own], aligned: Alignment, settings: SteeringSettings
     """One verdict on each row of a batch over all its slots [B], and why the row that is furthest over is flagged."""
     if not own:
         return None, None
-    names, budget = settings.categories or (GLOBAL,), settings.budget
+    names, budget = next(iter(aligned.slots.values())).chosen(settings.categories), settings.budget
     calibration = aligned.calibrations.of(list(own))
     scores = calibration.scores([aligned.slots[name].prompt_scores(one.states, one.mask) for name, one in own.items()])
     verdict = calibration.verdict(scores, budget, names)

@@ -49,7 +49,7 @@ def identify(clip: Any) -> str | None:
 
 
 def _undated(clip: Any) -> Any:
-    """The probe prompt's tokens without numbers: a template may have today's date in it, and the alignment is the same tomorrow."""
+    """The probe prompt's tokens without numbers: a template may have today's date in it, and the encoder is the same tomorrow."""
     tokens = clip.tokenize(PROBE_PROMPT)
     texts = {}
     for key, sections in streams(tokens).items():

@@ -90,7 +90,8 @@ def inspect_conditioning(conditioning: list, aligned: Alignment, budget: float) 
 
 def _first(entry: Entry) -> Entry:
     """The first row of a batch."""
-    return entry[0][:1], {name: value[:1] if torch.is_tensor(value) and value.dim() > 1 else value for name, value in entry[1].items()}
+    extras = {name: value[:1] if torch.is_tensor(value) and value.dim() > 1 else value for name, value in entry[1].items()}
+    return entry[0][:1], extras
 
 
 def _shown(aligned: Alignment, own: Mapping[str, Own]) -> list[str]:
