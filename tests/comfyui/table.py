@@ -1,4 +1,4 @@
-"""Write the README's table of families, from what the tests left in demo-output.
+"""Write the table of families in docs/encoders.md, from what the tests left in demo-output.
 
 for v in 0.30.0 0.24.1 0.18.2 0.16.3; do SAFETY_DIRECTIONS_COMFYUI=$v python -m pytest tests/comfyui/test_families.py; done
 python -m tests.comfyui.table
@@ -52,13 +52,13 @@ def table(reports: Sequence[Mapping]) -> str:
 
 
 def main() -> None:
-    """Replace the table between its markers in README.md."""
+    """Replace the table between its markers in docs/encoders.md."""
     files = sorted((ROOT / "demo-output").glob("families-*.json"), reverse=True)
     text = table([json.loads(file.read_text()) for file in files])
-    readme = ROOT / "README.md"
-    before, _, rest = readme.read_text(encoding="utf-8").partition(BEGIN)
+    page = ROOT / "docs" / "encoders.md"
+    before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
     after = rest.partition(END)[2]
-    readme.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
+    page.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":
