@@ -17,11 +17,12 @@ BEGIN, END = "<!-- families: made by tests/comfyui/table.py -->", "<!-- end of f
 
 
 def cell(results: Mapping[str, str] | None, entry: str) -> str:
-    """One family at one entry point in one version: passed in every precision, or not."""
-    if results is None:
+    """One family at one entry point in one version: passed in every precision, or not. One that has no states to move is
+    refused."""
+    if results is None or "not run" in results:
         return "not run"
-    if "not run" in results:
-        return "not run"
+    if "refused" in results:
+        return "refused" if results["refused"] == "pass" else "**fail**"
     wanted = [f"{entry} {dtype}" for dtype in DTYPES]
     return "pass" if all(results.get(key) == "pass" for key in wanted) else "**fail**"
 
@@ -44,8 +45,11 @@ def table(reports: Sequence[Mapping]) -> str:
                     f"{report['comfyui']} ({(results or {}).get('not run', 'no such test')})"
                 )
             else:
-                cells.append(" / ".join(found[entry] for entry in ENTRIES))
-        slots = ", ".join(dict.fromkeys(re.sub(r"\[\d+\]", " (every layer)", slot) for slot in family.content))
+                same = set(found.values()) == {"refused"}
+                cells.append("refused" if same else " / ".join(found[entry] for entry in ENTRIES))
+        slots = (
+            ", ".join(dict.fromkeys(re.sub(r"\[\d+\]", " (every layer)", slot) for slot in family.content)) or "none"
+        )
         lines.append(f"| {name} | {slots} | {' | '.join(cells)} |")
     lines += ["", *(f"Not run: {name}, {'; '.join(why)}." for name, why in reasons.items())]
     return "\n".join(lines).rstrip()
