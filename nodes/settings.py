@@ -17,7 +17,8 @@ def steering_inputs() -> list[io.Input]:
             options=list(MODES),
             default="gate",
             tooltip="gate: only prompts over the budget's threshold, landing among harmless states. "
-            "add: every prompt, as in the paper. project: one-sided, to the harmless level.",
+            "graded: strength grows with the prompt's score. add: every prompt, as in the paper. "
+            "project: one-sided, to the harmless level.",
         ),
         io.Float.Input(
             "alpha",

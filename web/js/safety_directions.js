@@ -6,9 +6,9 @@ import { facts, forget, source, state, widget } from "./graph.js";
 import { draw } from "./preview.js";
 import { addPanel, addStyle, element } from "./style.js";
 
-const STEERING = ["SafetyDirectionApply", "SafetyDirectionCLIP", "SafetyDirectionGuard"];
-const CATEGORIES = { SafetyDirectionApply: "categories", SafetyDirectionCLIP: "categories", SafetyDirectionGuard: "categories", SafetyDirectionSweep: "categories", SafetyDirectionInspect: "category" };
-const FILES = { SafetyDirectionLoad: ["direction", "direction"], SafetyDirectionLoadAligned: ["aligned", "name"] };
+const STEERING = ["SafetyDirection", "SafetyDirectionApply", "SafetyDirectionCLIP", "SafetyDirectionGuard"];
+const CATEGORIES = { SafetyDirection: "categories", SafetyDirectionApply: "categories", SafetyDirectionCLIP: "categories", SafetyDirectionGuard: "categories", SafetyDirectionSweep: "categories", SafetyDirectionInspect: "category" };
+const FILES = { SafetyDirection: ["direction", "direction"], SafetyDirectionLoad: ["direction", "direction"], SafetyDirectionLoadAligned: ["aligned", "name"] };
 const READING = "safety_direction_reading";
 const BADGES = {
   aligned: ["aligned", "#2f7d54"],
