@@ -27,7 +27,7 @@ POLICY = {"direction": "smollm2-135m-instruct", "on_flag": "steer", "log": "safe
 
 
 def demo(server: Server):
-    workflow = json.loads((ROOT / "workflows" / "try-with-small-encoder.json").read_text(encoding="utf-8"))
+    workflow = json.loads((ROOT / "example_workflows" / "safety-start-here-no-nsfw.json").read_text(encoding="utf-8"))
     return server.queue(to_api(workflow, server.object_info()))
 
 
@@ -173,4 +173,4 @@ def test_a_read_only_folder_with_spaces_and_other_letters_is_never_written(awkwa
 
 def test_help_is_served_and_templates_also_from_an_awkward_folder_name(awkward):
     assert awkward.help == (ROOT / "web" / "docs" / "SafetyDirectionApply.md").read_text(encoding="utf-8")
-    assert sorted(awkward.templates[AWKWARD]) == [path.stem for path in sorted((ROOT / "workflows").glob("*.json"))]
+    assert sorted(awkward.templates[AWKWARD]) == [path.stem for path in sorted((ROOT / "example_workflows").glob("*.json"))]
