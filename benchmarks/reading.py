@@ -1,6 +1,6 @@
 """What is found and what is flagged, by kind of prompt: the figures behind a budget.
 
-    python -m benchmarks.reading [--targets minilm gemma-3-270m both] [--fresh] [--json benchmarks/reading.json]
+    python -m benchmarks.reading [--targets minilm gemma-3-270m both] [--fresh] [--anchors N] [--json benchmarks/reading.json]
 
 A row for each kind of prompt: how many there are, the share that is flagged at budgets of 1% and 5%, and of unsafe ones the
 share found at a *real* false-positive rate of 1% on held-out everyday prompts, whatever the budget says. `both` is MiniLM and
@@ -78,9 +78,11 @@ def groups(fresh: bool = False) -> list[Group]:
     return found
 
 
-def alignment(source: str, target: str) -> Alignment:
-    """The direction fitted to a target, or to both as two slots of one encoder."""
+def alignment(source: str, target: str, anchors: int | None = None) -> Alignment:
+    """The direction fitted to a target, or to both as two slots of one encoder; from all its anchors, or the first of them."""
     direction = directions.load(source)
+    if anchors:
+        direction = direction.beginning(anchors)
     prompts = list(direction.anchor_prompts)
     if target != BOTH:
         return directions.align(direction, target_states(target, prompts))
@@ -95,9 +97,9 @@ def prompt_scores(aligned: Alignment, target: str, prompts: Sequence[str]) -> Te
     return torch.stack([aligned.prompt_score(dict(zip(TOGETHER, own))) for own in rows])
 
 
-def measure(source: str, target: str, fresh: bool = False) -> list[dict[str, Any]]:
+def measure(source: str, target: str, fresh: bool = False, anchors: int | None = None) -> list[dict[str, Any]]:
     """One row per kind of prompt."""
-    aligned = alignment(source, target)
+    aligned = alignment(source, target, anchors)
     everyday: Tensor | None = None
     rows = []
     for kind, unsafe, prompts in groups(fresh):
@@ -117,9 +119,10 @@ def main() -> None:
     parser.add_argument("--source", default="smollm2-135m-instruct", help="a direction, by name or path (%(default)s)")
     parser.add_argument("--targets", nargs="+", default=[*TOGETHER, BOTH], choices=[*sorted(TARGETS), BOTH])
     parser.add_argument("--fresh", action="store_true", help="pairs of themes that nothing was chosen on")
+    parser.add_argument("--anchors", type=int, help="align with the first of the anchors, as where time is short")
     parser.add_argument("--json", type=Path, default=Path(__file__).parent / "reading.json")
     args = parser.parse_args()
-    rows = [row for target in args.targets for row in measure(args.source, target, args.fresh)]
+    rows = [row for target in args.targets for row in measure(args.source, target, args.fresh, args.anchors)]
     columns = ("at 1%", "at 5%", "at real 1%")
     print(f"{'target':14}{'kind':30}{'n':>6}" + "".join(f"{column:>12}" for column in columns))
     for row in rows:

@@ -136,6 +136,21 @@ class Direction:
             else self.originals,
         )
 
+    def beginning(self, count: int) -> "Direction":
+        """The direction with about `count` of its anchors: the first, and their share of the translations.
+
+        Anchors stand in an order of which every beginning is a good choice (`selection.chosen`).
+        """
+        total = len(self.anchor_prompts)
+        if count >= total:
+            return self
+        own = int((self.groups == torch.arange(total)).sum())
+        first = range(max(2, round(count * own / total)))
+        translations = [i for i in range(own, total) if int(self.groups[i]) < len(first)]
+        wanted = min(len(translations), max(0, count - len(first)))
+        drawn = torch.linspace(0, len(translations) - 1, wanted).round().long().tolist()
+        return self.picked([*first, *(translations[i] for i in drawn)])
+
     def save(self, path: str | Path) -> Path:
         """Write the file, whole or not at all; `files.py` and `_fault` below say what it holds."""
         own = (self.groups == torch.arange(len(self.anchor_prompts))).nonzero().flatten()

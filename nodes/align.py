@@ -30,13 +30,24 @@ class AlignSafetyDirection(io.ComfyNode):
                     default="auto",
                     tooltip="How the two spaces are matched. auto: whichever fits held-out harmless prompts best.",
                 ),
+                io.Float.Input(
+                    "seconds",
+                    default=60.0,
+                    min=0.0,
+                    max=36000.0,
+                    step=1.0,
+                    optional=True,
+                    extra_dict={"advanced": True},  # an argument of its own from ComfyUI 0.24 on
+                    tooltip="How long aligning may take, about, the first time: as many of the harmless prompts are read as "
+                    "fit into it. 0 reads all of them, however long it takes.",
+                ),
             ],
             outputs=[Aligned.Output(display_name="aligned", tooltip="For Apply, CLIP, Guard, Inspect and Sweep.")],
         )
 
     @classmethod
-    def execute(cls, direction, clip, method: str) -> io.NodeOutput:
-        aligned = encoders.align_encoder(clip, direction, method)
+    def execute(cls, direction, clip, method: str, seconds: float = 60.0) -> io.NodeOutput:
+        aligned = encoders.align_encoder(clip, direction, method, seconds or None)
         if not aligned.unread_languages:
             return io.NodeOutput(aligned)
         text = (

@@ -12,14 +12,12 @@ from . import encoders
 from .load import FOLDER, folders
 from .sockets import CATEGORY, Aligned
 
-SUBFOLDER = "aligned"
-
 
 def aligned_files() -> dict[str, Path]:
     """The alignments in models/safety_directions/aligned, by name."""
     found: dict[str, Path] = {}
     for folder in folders():
-        for path in sorted((Path(folder) / SUBFOLDER).glob("*.safetensors")):
+        for path in sorted((Path(folder) / encoders.SHARED).glob("*.safetensors")):
             found.setdefault(path.stem, path)
     return found
 
@@ -57,16 +55,16 @@ class SaveAlignedDirection(io.ComfyNode):
     def execute(cls, aligned, name, overwrite) -> io.NodeOutput:
         if not is_name(name):
             raise ValueError(f"the name {name!r} should be small letters, digits, - and _; at most 64")
-        path = Path(folders()[0]) / SUBFOLDER / f"{name}.safetensors"
+        path = Path(folders()[0]) / encoders.SHARED / f"{name}.safetensors"
         if path.exists() and not overwrite:
             there = load_aligned_encoder(path)
             if there.direction.get("sha256") != aligned.direction.get("sha256") or not there.fits(aligned.probes):
                 raise ValueError(
-                    f"{SUBFOLDER}/{path.name} is there already, for another encoder or direction: choose another "
+                    f"{encoders.SHARED}/{path.name} is there already, for another encoder or direction: choose another "
                     f"name, or switch overwrite on"
                 )
         aligned.save(path)
-        return io.NodeOutput(ui={"text": (f"models/{FOLDER}/{SUBFOLDER}/{path.name}",)})
+        return io.NodeOutput(ui={"text": (f"models/{FOLDER}/{encoders.SHARED}/{path.name}",)})
 
 
 class LoadAlignedDirection(io.ComfyNode):
@@ -95,7 +93,7 @@ class LoadAlignedDirection(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, name: str) -> bool | str:
-        return name in aligned_files() or f"there is no alignment {name!r} in models/{FOLDER}/{SUBFOLDER}"
+        return name in aligned_files() or f"there is no alignment {name!r} in models/{FOLDER}/{encoders.SHARED}"
 
     @classmethod
     def fingerprint_inputs(cls, name: str, clip=None) -> str:

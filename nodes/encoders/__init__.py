@@ -19,7 +19,7 @@ sweep      one conditioning under many settings
 minilm     a trained encoder from a pip package
 """
 
-from .alignment import align_encoder, check_encoder, probe_states
+from .alignment import SHARED, align_encoder, check_encoder, probe_states
 from .clip import steer_clip
 from .entry import StaleAlignment
 from .flag import Refused
@@ -32,6 +32,7 @@ from .steering import steer_conditioning
 from .sweep import Swept, progress, sweep_conditioning
 
 __all__ = [
+    "SHARED",
     "Reading",
     "Refused",
     "StaleAlignment",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Iterator, Mapping, Sequence
@@ -48,12 +49,25 @@ PADDING_VALUES = 2**25
 MEMORY = 3 * 2**30
 """Bytes of anchor states at a time."""
 
+SHARED = "aligned"
+"""The folder for alignments to share, in models/safety_directions."""
+
 FORMAT = 7
 """Of what is kept; another number makes every alignment anew."""
 
 
-def align_encoder(clip: Any, direction: Direction, method: str) -> Alignment:
+FEWEST = 1500
+"""Anchors that are read however long it takes: with fewer a budget of 1% is read off fewer than ten prompts."""
+
+TIMED = 64
+"""Anchors, evenly drawn, that an encoder's speed is measured on."""
+
+
+def align_encoder(clip: Any, direction: Direction, method: str, seconds: float | None = None) -> Alignment:
     """The alignment of `direction` to `clip`: from the cache if it was made before, else made and kept.
+
+    Args:
+        seconds: how long reading anchors may take, about: as many are read as fit into it, and FEWEST at least. None: all.
 
     Raises:
         Unsteerable: the CLIP gives no states that depend on its prompt.
@@ -62,13 +76,14 @@ def align_encoder(clip: Any, direction: Direction, method: str) -> Alignment:
     kind = _kind(direction, method)
     identity = identify(clip)
     kept = _kept_for(kind, identity, direction)
-    if kept is not None:
+    if kept is not None and _enough(kept, seconds):
         return kept
     layout = Layout.discover(clip)
     if not layout.places:
         raise Unsteerable("what this CLIP gives doesn't depend on the prompt: there is nothing to steer")
     probes = _probes(clip, layout)
-    aligned = _kept_like(kind, direction, layout.places, probes) or _align(clip, direction, method, layout, probes)
+    kept = _kept_like(kind, direction, layout.places, probes)
+    aligned = kept if kept and _enough(kept, seconds) else _align(clip, direction, method, layout, probes, seconds)
     try:
         aligned.save(_folder() / f"{kind}-{identity or _hash_of(probes)}.safetensors")
     except OSError as error:
@@ -78,7 +93,23 @@ def align_encoder(clip: Any, direction: Direction, method: str) -> Alignment:
     return aligned
 
 
-def _align(clip: Any, direction: Direction, method: str, layout: Layout, probes: Mapping[str, Tensor]) -> Alignment:
+def _enough(kept: Alignment, seconds: float | None) -> bool:
+    """Whether a kept alignment was made from all anchors, where all are wanted."""
+    counts = next(iter(kept.slots.values())).fit.get("anchors", {})
+    return seconds is not None or counts.get("read") == counts.get("all")
+
+
+def _align(
+    clip: Any,
+    whole: Direction,
+    method: str,
+    layout: Layout,
+    probes: Mapping[str, Tensor],
+    seconds: float | None,
+) -> Alignment:
+    direction = whole if seconds is None else whole.beginning(_affordable_anchors(clip, whole, layout, seconds))
+    counts = {"read": len(direction.anchor_prompts), "all": len(whole.anchor_prompts)}
+    made_of = {"sha256": whole.fingerprint}
     fitted: dict[str, SlotAlignment] = {}
     benign = (~direction.mentioned).nonzero().flatten().tolist()
     for some in _affordable(layout, len(direction.anchor_prompts)):
@@ -88,10 +119,25 @@ def _align(clip: Any, direction: Direction, method: str, layout: Layout, probes:
             slot = align_slot(direction, rows, method)
             bank = _special_token_bank(slot, rows, special[name])
             place = layout.places[name]
-            fitted[name] = replace(slot, place=place, probe=probes[name], special_tokens=bank if bank.roles else None)
+            facts = {"fit": {**slot.fit, "anchors": counts}, "direction": {**slot.direction, **made_of}}
+            special_tokens = bank if bank.roles else None
+            fitted[name] = replace(slot, place=place, probe=probes[name], special_tokens=special_tokens, **facts)
     for name, padding in _padding(clip, direction.anchor_prompts, layout).items():
         fitted[name] = replace(fitted[name], padding=padding)
     return Alignment(fitted)
+
+
+def _affordable_anchors(clip: Any, direction: Direction, layout: Layout, seconds: float) -> int:
+    """How many anchors the encoder reads in so many seconds, by its speed on some."""
+    prompts = direction.anchor_prompts
+    drawn = torch.linspace(0, len(prompts) - 1, min(TIMED, len(prompts))).long().tolist()
+    tokens = [layout.tokenize(prompts[i]) for i in drawn]
+    encode(clip, tokens[0])  # the first pass loads the weights
+    start, read = time.monotonic(), 0
+    for read, _ in enumerate(BatchReader(clip, layout.states).read(tokens), 1):
+        if time.monotonic() - start > seconds / 4:
+            break
+    return max(FEWEST, int(seconds * read / (time.monotonic() - start)))
 
 
 def _special_token_bank(
@@ -217,6 +263,12 @@ def _some(rows: Tensor) -> Tensor:
     return rows[:: -(-rows.numel() // PADDING_VALUES)]
 
 
+def shared_folders() -> list[Path]:
+    """Where alignments lie that were saved or downloaded: models/safety_directions/aligned."""
+    known = "safety_directions" in folder_paths.folder_names_and_paths
+    return [Path(one) / SHARED for one in folder_paths.get_folder_paths("safety_directions")] if known else []
+
+
 def _folder() -> Path:
     return Path(folder_paths.get_user_directory()) / "safety_directions"
 
@@ -246,8 +298,9 @@ def _kept_like(
     kind: str, direction: Direction, places: Mapping[str, Place], probes: Mapping[str, Tensor]
 ) -> Alignment | None:
     """An alignment that was kept for an encoder with the same states: the same weights in another precision, or in
-    another file."""
-    for path in sorted(_folder().glob(f"{kind}-*.safetensors")):
+    another file. One that somebody shared will do, too."""
+    shared = [path for folder in shared_folders() for path in sorted(folder.glob("*.safetensors"))]
+    for path in [*sorted(_folder().glob(f"{kind}-*.safetensors")), *shared]:
         aligned = _read(path, direction)
         if aligned is not None and aligned.fits(probes) and aligned.places == places:
             return aligned

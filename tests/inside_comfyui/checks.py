@@ -4,6 +4,7 @@ import copy
 import importlib
 import io
 import logging
+import sys
 from dataclasses import replace
 
 import pytest
@@ -204,23 +205,48 @@ def test_an_encoder_with_another_packs_patch_has_no_identity(encoders, minilm):
     assert encoders.identity.identify(hooked) is None
 
 
-def test_an_encoder_that_was_aligned_is_not_encoded_again(encoders, library, direction, minilm, tmp_path):
+def test_an_encoder_that_was_aligned_is_not_encoded_again(encoders, direction, minilm, tmp_path):
     import folder_paths
 
     folder_paths.set_user_directory(str(tmp_path))
-    few = library.Direction(
-        direction.vectors,
-        direction.readers,
-        direction.anchor_states[:60],
-        direction.anchor_prompts[:60],
-        direction.source,
-        direction.pairs,
-    )
+    few = direction.picked(range(60))
     first = encoders.align_encoder(minilm, few, "ridge")
     fresh = encoders.load_minilm()
     fresh.encode_from_tokens = None
     again = encoders.align_encoder(fresh, replace(few), "ridge")
     assert all(torch.equal(again.slots[s].vectors, first.slots[s].vectors) for s in first.slots)
+
+
+def test_a_time_limit_reads_fewer_anchors_until_all_are_asked_for(encoders, direction, minilm, monkeypatch, tmp_path):
+    import folder_paths
+
+    folder_paths.set_user_directory(str(tmp_path))
+    monkeypatch.setattr(sys.modules[encoders.align_encoder.__module__], "FEWEST", 80)
+    some = direction.picked(range(200))
+    quick = encoders.align_encoder(minilm, some, "ridge", 0.001)
+    counts = quick.slots["cond"].fit["anchors"]
+    assert 60 <= counts["read"] <= 100 and counts["all"] == len(some.anchor_prompts)
+    assert quick.direction["sha256"] == some.fingerprint
+    again = encoders.align_encoder(minilm, some, "ridge", 0.001)
+    assert torch.equal(again.slots["cond"].vectors, quick.slots["cond"].vectors)
+    whole = encoders.align_encoder(minilm, some, "ridge")
+    assert whole.slots["cond"].fit["anchors"]["read"] == len(some.anchor_prompts)
+
+
+def test_an_alignment_that_somebody_shared_is_taken(encoders, direction, minilm, monkeypatch, tmp_path):
+    import folder_paths
+
+    some = direction.picked(range(100))
+    folder_paths.set_user_directory(str(tmp_path / "maker"))
+    made = encoders.align_encoder(minilm, some, "ridge")
+    shared = tmp_path / "models" / "aligned"
+    shared.mkdir(parents=True)
+    made.save(shared / "from-a-friend.safetensors")
+    folder_paths.set_user_directory(str(tmp_path / "taker"))
+    folder_paths.add_model_folder_path("safety_directions", str(shared.parent))
+    monkeypatch.setattr(sys.modules[encoders.align_encoder.__module__], "align_slot", None)
+    taken = encoders.align_encoder(minilm, some, "ridge")
+    assert torch.equal(taken.slots["cond"].readers, made.slots["cond"].readers)
 
 
 def test_an_alignment_that_can_not_be_kept_still_works_and_says_so(encoders, direction, minilm, monkeypatch):
@@ -229,7 +255,7 @@ def test_an_alignment_that_can_not_be_kept_still_works_and_says_so(encoders, dir
     warnings = []
     monkeypatch.setattr(logging, "warning", lambda text, *rest: warnings.append(text % rest))
     folder_paths.set_user_directory("/dev/null/nowhere")
-    few = replace(direction, anchor_states=direction.anchor_states[:100], anchor_prompts=direction.anchor_prompts[:100])
+    few = direction.picked(range(100))
     assert "minilm" in encoders.align_encoder(minilm, few, "svd").places["cond"].keys
     assert any("can't be kept" in text for text in warnings), warnings
 
