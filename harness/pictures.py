@@ -52,7 +52,7 @@ def main() -> int:
             if name in RUN:
                 page.queue()
                 page.wait(RAN)
-            page.tab.wait_for_timeout(4000)  # until what the page says about the run is gone again
+            page.tab.wait_for_timeout(9000)  # until what the page says about the run is gone again
             picture = take(page)
             if name == RUN[0]:
                 picture.resize((1300, round(1300 * picture.height / picture.width))).save(ROOT / "docs" / "graph.jpg", quality=85)

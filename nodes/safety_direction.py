@@ -6,6 +6,7 @@ from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
 from . import encoders, settings
+from .align import SECONDS, unread
 from .load import LoadSafetyDirection, direction_input, load_by_name
 from .sockets import CATEGORY, Aligned
 
@@ -53,13 +54,14 @@ class SafetyDirection(io.ComfyNode):
         if model is None and clip is None:
             raise ValueError("nothing is connected: connect a MODEL, a CLIP, or best both")
         how = settings.steering_settings(mode, alpha, budget, categories)
-        aligned = None if clip is None else encoders.align_encoder(clip, load_by_name(direction), "auto")
+        aligned = None if clip is None else encoders.align_encoder(clip, load_by_name(direction), "auto", SECONDS)
         # With a MODEL its guard refuses, which knows a negative prompt from a positive one; a CLIP doesn't.
         on_clip = on_flag if model is None else "steer"
         return io.NodeOutput(
             _missing("MODEL") if model is None else encoders.guard_model(model, aligned, how, on_flag=on_flag, node=NAME),
             _missing("CLIP") if aligned is None else encoders.steer_clip(clip, aligned, how, on_clip, NAME),
             _missing("CLIP") if aligned is None else aligned,
+            ui=None if aligned is None else unread(aligned),
         )
 
 
