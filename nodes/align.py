@@ -7,6 +7,7 @@ from comfy_api.latest import io, ui
 from ..directions.align import METHODS
 from ..directions.alignment import Alignment
 from . import encoders
+from .settings import ADVANCED
 from .sockets import CATEGORY, Aligned, Direction
 
 SECONDS = 60.0
@@ -41,7 +42,7 @@ class AlignSafetyDirection(io.ComfyNode):
                     max=36000.0,
                     step=1.0,
                     optional=True,
-                    extra_dict={"advanced": True},  # an argument of its own from ComfyUI 0.24 on
+                    extra_dict=ADVANCED,
                     tooltip="How long aligning may take, about, the first time: as many of the harmless prompts are read as "
                     "fit into it. 0 reads all of them, however long it takes.",
                 ),

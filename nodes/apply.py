@@ -31,6 +31,7 @@ class ApplySafetyDirection(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.001,
+                    extra_dict=settings.ADVANCED,
                     tooltip="Sampling progress (0 to 1) at which steering begins.",
                 ),
                 io.Float.Input(
@@ -39,6 +40,7 @@ class ApplySafetyDirection(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.001,
+                    extra_dict=settings.ADVANCED,
                     tooltip="Sampling progress (0 to 1) at which steering ends.",
                 ),
                 settings.on_flag_input(),

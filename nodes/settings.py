@@ -8,6 +8,9 @@ from ..directions.steer import MODES, SteeringSettings
 
 ON_FLAG = ("steer", "refuse")
 
+ADVANCED = {"advanced": True}
+"""Of inputs that few need, which the page may fold away; an argument of its own from ComfyUI 0.24 on."""
+
 
 def steering_inputs() -> list[io.Input]:
     """Mode, strength, budget and categories; see `steering_settings`."""

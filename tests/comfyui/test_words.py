@@ -33,7 +33,7 @@ def translated(english, foreign):
     )
 
 
-@pytest.mark.parametrize("language", ["zh", "ja", "ko", "fr", "es"])
+@pytest.mark.parametrize("language", ["zh", "zh-TW", "ja", "ko", "fr", "es", "pt-BR", "ru", "tr", "ar"])
 def test_every_name_and_tooltip_is_translated(tiny, language):
     known = ask(tiny, "/i18n")[language]["nodeDefs"]
     found = nodes(tiny.object_info())
