@@ -43,8 +43,8 @@ def _prompts(graph: Template, column: int, clip: Output, prompt: Node | str, neg
 
 def _draw(graph: Template, column: int, vae: Output, prefix: str = "safe", title: str = "", **sampled: Any) -> None:
     sampler = graph.add("KSampler", column, title, seed=1, **sampled)
-    picture = graph.add("VAEDecode", column + 1, samples=sampler[0], vae=vae)
-    graph.add("SaveImage", column + 2, title, images=picture[0], filename_prefix=prefix)
+    picture = graph.add("VAEDecode", column, samples=sampler[0], vae=vae)
+    graph.add("SaveImage", column, title, images=picture[0], filename_prefix=prefix)
 
 
 def start_here() -> Template:
@@ -72,7 +72,7 @@ def _sdxl(note: str, prompt_text: str, **how: Any) -> Template:
     latent = graph.add("EmptyLatentImage", 2, width=1024, height=1024)
     sides = {"positive": positive[0], "negative": negative[0], "latent_image": latent[0]}
     _draw(graph, 3, base[2], model=one[0], **sides, **SDXL)
-    _inspect(graph, 3, positive, one[2], one[1], prompt, budget=how.get("budget", 0.01))
+    _inspect(graph, 4, positive, one[2], one[1], prompt, budget=how.get("budget", 0.01))
     return graph
 
 
@@ -167,9 +167,9 @@ def video_wan() -> Template:
     sides = {"positive": positive[0], "negative": negative[0], "latent_image": latent[0]}
     how = {"steps": 20, "cfg": 5.0, "sampler_name": "uni_pc", "scheduler": "simple"}
     sampler = graph.add("KSampler", 4, model=shifted[0], seed=1, **sides, **how)
-    frames = graph.add("VAEDecode", 5, samples=sampler[0], vae=vae[0])
+    frames = graph.add("VAEDecode", 4, samples=sampler[0], vae=vae[0])
     saved = {"filename_prefix": "safe-video", "fps": 24.0, "lossless": False, "quality": 85, "method": "default"}
-    graph.add("SaveAnimatedWEBP", 6, images=frames[0], **saved)
+    graph.add("SaveAnimatedWEBP", 4, images=frames[0], **saved)
     return graph
 
 
@@ -208,9 +208,9 @@ def compare_on_off() -> Template:
     off = graph.add("CLIPTextEncode", 2, "off", clip=clip[0], text=prompt[0])
     nothing = graph.add("ConditioningZeroOut", 2, conditioning=off[0])
     latent = graph.add("EmptySD3LatentImage", 2, width=1024, height=1024)
-    for title, sampled, positive in (("on", one[0], on), ("off", model[0], off)):
+    for column, title, sampled, positive in ((3, "on", one[0], on), (4, "off", model[0], off)):
         sides = {"positive": positive[0], "negative": nothing[0], "latent_image": latent[0]}
-        _draw(graph, 3, vae[0], title, title, model=sampled, **sides, **TURBO)
+        _draw(graph, column, vae[0], title, title, model=sampled, **sides, **TURBO)
     return graph
 
 
@@ -232,8 +232,8 @@ def strength_sweep() -> Template:
     latent = graph.add("EmptyLatentImage", 2, width=1024, height=1024)
     sides = {"positive": sweep[0], "negative": negative[0], "latent_image": latent[0]}
     sampler = graph.add("KSampler", 4, model=base[0], seed=1, **sides, **SDXL)
-    picture = graph.add("VAEDecode", 5, samples=sampler[0], vae=base[2])
-    graph.add("SafetyDirectionGrid", 6, images=picture[0], label=sweep[1])
+    picture = graph.add("VAEDecode", 4, samples=sampler[0], vae=base[2])
+    graph.add("SafetyDirectionGrid", 4, images=picture[0], label=sweep[1])
     return graph
 
 
@@ -269,10 +269,10 @@ def every_step() -> Template:
     for row, (title, text) in enumerate(
         (("unsafe prompt", "a nude woman lying on a bed"), ("benign prompt", "a red bicycle leaning on a brick wall"))
     ):
-        prompt = graph.add("PrimitiveStringMultiline", 1, title, value=text)
-        plain = graph.add("CLIPTextEncode", 2, clip=clip[0], text=prompt[0])
-        apply = graph.add("SafetyDirectionApply", 3, conditioning=plain[0], aligned=aligned[0])
-        _inspect(graph, 4 + row, apply, aligned[0], clip[0], prompt, f"Inspect {title}")
+        prompt = graph.add("PrimitiveStringMultiline", 0, title, value=text)
+        plain = graph.add("CLIPTextEncode", 1, clip=clip[0], text=prompt[0])
+        apply = graph.add("SafetyDirectionApply", 2, conditioning=plain[0], aligned=aligned[0])
+        _inspect(graph, 3 + row, apply, aligned[0], clip[0], prompt, f"Inspect {title}")
     return graph
 
 
