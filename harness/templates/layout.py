@@ -34,7 +34,7 @@ SHOWS = {
 }
 """How much higher than its sockets and widgets a node is before it runs, as the page draws it."""
 
-GROWS = {"SafetyDirectionInspect": 340}
+GROWS = {"SafetyDirectionInspect": 340, "SafetyDirection": 70, "SafetyDirectionAlign": 70}
 """And how much it grows when it has run."""
 
 TEXTS = {"CLIPTextEncode": "text", "PrimitiveStringMultiline": "value"}

@@ -256,6 +256,12 @@ def test_a_badge_tells_aligned_stale_and_double(page):
     assert "double" in page.run(f"() => {{ const node = app.graph.nodes.at(-1); return {TEXTS}.join('|'); }}")
 
 
+def test_what_aligning_found_about_languages_stands_in_the_node(page):
+    page.open("safety-start-here-no-nsfw")
+    page.run(f"() => ({NODE})('SafetyDirection').onExecuted({{ text: ['This text encoder does not read fr'] }})")
+    page.wait(f"() => ({NODE})('SafetyDirection').widgets.find((w) => w.name === 'remark').element.innerText.includes('fr')")
+
+
 def test_the_blueprint_stands_in_the_node_library(page):
     found = page.run(
         "async () => Object.values(await (await fetch('/global_subgraphs')).json()).map((entry) => entry.name)"
