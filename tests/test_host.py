@@ -143,6 +143,21 @@ def test_the_clients_own_steering_nodes_are_passed_by(host):
     ] == ["2", 0]
 
 
+@pytest.mark.parametrize("last", [0, -3])
+def test_the_one_node_is_passed_by_at_its_model_and_clip_however_outputs_are_counted(host, last):
+    graph = {
+        "1": node("Loader"),
+        "one": node("SafetyDirection", model=["1", 0], clip=["1", 1], alpha=0),
+        "2": node("Encode", clip=["one", last + 1]),
+        "3": node("Sample", model=["one", last], positive=["2", 0]),
+        "look": node("Mystery", aligned=["one", last + 2]),
+    }
+    out = routed(host, graph)
+    assert through(out, out["2"]["inputs"]["clip"]) == ["SafetyDirectionCLIP", "1"]
+    assert through(out, out["3"]["inputs"]["model"]) == ["SafetyDirectionGuard", "1"]
+    assert out["look"]["inputs"]["aligned"] == ["one", last + 2], "an alignment is the node's own"
+
+
 def test_steering_nodes_in_a_circle_do_not_hang_the_host(host):
     graph = {
         "a": node("SafetyDirectionApply", conditioning=["b", 0]),
