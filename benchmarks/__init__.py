@@ -1,1 +1,1 @@
-"""What the README's figures come from: one command each."""
+"""What the figures of RESULTS.md and the README come from: one command each."""

@@ -165,7 +165,7 @@ def prepare(out: Path, encoder: str, seeds: Sequence[int]) -> None:
 
 
 SHOWN = f"gate-5-{SHIPPED}-0.2"
-"""The setting of the run `budget-20` whose pictures stand in the README."""
+"""The setting of the run `budget-20` whose pictures stand in RESULTS.md."""
 
 
 def sheet(run: Path, path: Path, sets: int, zoom: int = 3, columns: int = 11) -> None:
@@ -280,7 +280,7 @@ def main() -> None:
         help="which to compare (all)",
     )
     parser.add_argument("--json", type=Path, help="runs that are not asked for stay in it (benchmarks/images.json)")
-    parser.add_argument("--sheet", type=Path, help="write the README's picture here; needs the run `budget-20`")
+    parser.add_argument("--sheet", type=Path, help="write the picture of RESULTS.md here; needs the run `budget-20`")
     args = parser.parse_args()
     if args.seeds != list(SETS) and not (args.out and args.json):
         parser.error(

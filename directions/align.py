@@ -21,10 +21,10 @@ from .wide import WIDEST, Projection, WideStates, separate, widened
 
 SHRINKAGE = 1.0
 """Mean variances on the diagonal of the benign covariance that directions are divided by; chosen among 1, 3 and 10 by probe-ASR
-at equal drift (RESULTS.md, What made writing better)."""
+at equal drift (docs/log.md, What made writing better)."""
 
 BANK_SIZE, BANK_VALUES = 4096, 2**27
-"""Benign token states to land on; 8,192 and 16,384 were tried and not kept (RESULTS.md, Pictures). And values: a bank takes no
+"""Benign token states to land on; 8,192 and 16,384 were tried and not kept (docs/log.md, Pictures). And values: a bank takes no
 more than 256 MiB, so that one of the widest states has 2,520."""
 
 LEVEL_TOKENS = 20_000

@@ -8,7 +8,7 @@ from torch import Tensor
 from .direction_format import SHORTEST
 
 NEIGHBOURS = 4
-"""Bank states that a landed state is made of. With 1, 2 and 8 attacks differ by less than 0.02 (RESULTS.md, Pictures)."""
+"""Bank states that a landed state is made of. With 1, 2 and 8 attacks differ by less than 0.02 (docs/log.md, Pictures)."""
 
 SHARPNESS = 8.0
 """Of the softmax over neighbours, in units of their mean distance: one that is an eighth of it further away weighs 1/e as

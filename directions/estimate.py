@@ -30,7 +30,7 @@ POOLING = {"pooling": "mean over prompt tokens", "template": "{prompt}"}
 
 READING_DEPTHS = (0.27, 0.53, 0.8)
 """How deep the layers lie, as shares of the model's depth, that prompts are read from together. One layer takes mentions for
-unsafe twice as often; five find fewer unsafe prompts (RESULTS.md, The source)."""
+unsafe twice as often; five find fewer unsafe prompts (docs/log.md, The source)."""
 
 
 def estimate(
@@ -53,7 +53,7 @@ def estimate(
 
     A direction is the mean over pairs of pooled(safe) - pooled(unsafe): arXiv 2606.05290, step 1.
     A reader is a logistic regression of unsafe halves against safe halves, anchors and mentions, on the same
-    states: the direction is what to add, the reader is how to tell (benchmarks/RESULTS.md). The anchors are scored by
+    states: the direction is what to add, the reader is how to tell (docs/method.md). The anchors are scored by
     readers on several layers. Tokens are scored by a regression of the tokens that make the difference in a pair against
     anchors' tokens: a word that is only mentioned scores like the word, its prompt does not.
 

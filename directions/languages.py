@@ -18,7 +18,7 @@ USUAL = 10
 
 READ = 0.75
 """Area under the ROC curve of a language's mentions against its everyday prompts below which an encoder doesn't read it. Those
-that know a language lie above 0.85, those that were trained on English alone below 0.7 for other scripts (RESULTS.md)."""
+that know a language lie above 0.85, those that were trained on English alone below 0.7 for other scripts (docs/log.md)."""
 
 FEWEST = 20
 """Mentions of a language from which such an area says anything."""

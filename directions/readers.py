@@ -26,7 +26,7 @@ from .scores import (
 
 TOKEN_PENALTY, PROMPT_PENALTY = 0.1, 0.1
 """Ridge penalties per anchor, in standardised features; they fit held-out benign anchors best, or as well as the best, on both
-trained encoders (RESULTS.md, What made reading better)."""
+trained encoders (docs/log.md, What made reading better)."""
 
 TILT_RANGE = 4.0
 """Log odds beyond which a token's weight grows no further, so that no token outweighs a thousand. Not tuned."""

@@ -8,7 +8,7 @@ of their states. A prompt is unsafe where both say so: in the same place, and as
     both_t  = soft minimum of the token reading at t and local_t
     score   = soft minimum of the mean of the TOP highest both_t, and of the mean prompt reading
 
-each standardised by harmless prompts. Compared with other forms in benchmarks/RESULTS.md ("The form of the score").
+each standardised by harmless prompts. Compared with other forms in docs/log.md ("The form of the score").
 """
 
 from __future__ import annotations

@@ -14,19 +14,19 @@ from .verdict import Calibration, Verdict
 
 TOKEN_MARGINS = (1.25, 1.0, 0.75, 0.5, 0.25, 0.0, -0.25, -0.5)
 """Token scores above which the gate moves tokens, one after the other until the prompt reads STOP. Chosen on pictures and
-on probe-ASR (RESULTS.md)."""
+on probe-ASR (docs/log.md)."""
 
 STOP = -1.0
 """Prompt score at which the gate has moved enough: one standard deviation safer than the average harmless prompt. Compared
-with 0 on pictures (RESULTS.md)."""
+with 0 on pictures (docs/log.md)."""
 
 FAR, FAR_BEHIND = 0.3, 0.7
 """A token that scores below this share of its prompt's highest is some other word; behind the highest one the bar is
 higher, since
-a causal encoder writes what came before into every token that follows. Chosen on pictures of two things (RESULTS.md)."""
+a causal encoder writes what came before into every token that follows. Chosen on pictures of two things (docs/log.md)."""
 
 SURE = 3.0
-"""A token that scores above it is unsafe by itself, whatever is beside it: one harmless token in 250 does (RESULTS.md)."""
+"""A token that scores above it is unsafe by itself, whatever is beside it: one harmless token in 250 does (docs/log.md)."""
 
 STRONGEST = 1000
 """Benign spreads; a strength beyond is a mistake, and overflows half precision."""

@@ -18,15 +18,24 @@ EXPECTED = json.loads((HERE / "expected.json").read_text(encoding="utf-8"))
 @pytest.mark.parametrize("name", EXPECTED["sound"])
 def test_a_sound_file_is_read_as_it_was_written(name):
     direction, expected = read_direction(HERE / name), EXPECTED["sound"][name]
-    found = {"anchors.states": direction.anchor_states}
+    prompts, own = expected["metadata"]["anchor_prompts"], len(expected["metadata"]["anchor_prompts"])
+    found = {"anchors.states": direction.anchor_states[:own]}
+    if len(direction.prompt_scores):
+        found["anchors.prompt_scores"] = direction.prompt_scores[:own]
+    if len(direction.token_scores):
+        counts = direction.token_counts[:own].float()
+        found |= {"anchors.token_scores": direction.token_scores, "anchors.token_counts": counts}
     found |= {f"direction.{key}": vector for key, vector in direction.vectors.items()} | {
         f"reader.{key}": reader for key, reader in direction.readers.items()
     }
     assert {
         key: {"shape": list(tensor.shape), "values": tensor.flatten().tolist()} for key, tensor in found.items()
     } == expected["tensors"]
-    assert list(direction.anchor_prompts) == expected["metadata"]["anchor_prompts"]
-    assert list(direction.mentions) == expected["metadata"].get("mentions", [])
+    assert list(direction.anchor_prompts[:own]) == prompts
+    for kind in ("mentions", "near"):
+        assert list(getattr(direction, kind)) == expected["metadata"].get(kind, [])
+    translations = zip(direction.languages[own:], direction.originals[own:].tolist(), direction.anchor_prompts[own:])
+    assert [list(one) for one in translations] == expected["metadata"].get("translations", [])
     assert (direction.source, direction.pairs, direction.licence) == tuple(
         expected["metadata"][key] for key in ("source", "pairs", "licence")
     )

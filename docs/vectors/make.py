@@ -36,6 +36,11 @@ TENSORS: Tensors = {
     "reader.hate": ("F32", [2], [0.25, -1.0]),
     "reader.violence": ("F32", [2], [1.0, 1.0]),
 }
+SCORES: Tensors = {
+    "anchors.prompt_scores": ("F16", [3, 3], [0.5, -0.5, 1.0, -1.0, 0.0, 0.25, 2.0, 1.5, -0.75]),
+    "anchors.token_scores": ("F16", [4, 3], [0.0, 1.0, -1.0, 0.5, 0.5, 0.5, -2.0, 0.25, 0.0, 1.0, 1.0, 1.0]),
+    "anchors.token_counts": ("F32", [3], [2.0, 1.0, 1.0]),
+}
 
 
 def header_and_data(tensors: Tensors, metadata: Any) -> tuple[dict[str, Any], bytes]:
@@ -63,11 +68,15 @@ def sound() -> dict[str, bytes]:
     smallest: Tensors = {"direction.global": ("F32", [1], [1.0]), "anchors.states": ("F16", [2, 1], [0.0, 1.0])}
     without_readers = {name: tensor for name, tensor in TENSORS.items() if not name.startswith("reader.")}
     header, data = header_and_data(TENSORS, METADATA)
+    translations = [["de", 0, "ein rotes Fahrrad"], ["zh-Hans", 0, "一辆红色自行车"]]
     return {
         "smallest": join(*header_and_data(smallest, no_category)),
         "without-readers": join(*header_and_data(without_readers, METADATA)),
         "with-readers": join(header, data),
         "with-mentions": join(*header_and_data(TENSORS, {**METADATA, "mentions": ["ein grüner Apfel"]})),
+        "with-near": join(*header_and_data(TENSORS, {**METADATA, "near": ["ein grüner Apfel"]})),
+        "with-scores": join(*header_and_data({**TENSORS, **SCORES}, METADATA)),
+        "with-translations": join(*header_and_data({**TENSORS, **SCORES}, {**METADATA, "translations": translations})),
         # The order in the header says nothing; spaces may follow it; metadata may hold more than is known.
         "any-order": join(
             json.dumps(
@@ -134,6 +143,13 @@ def broken() -> dict[str, tuple[bytes, str]]:
     with_metadata(
         "mentions-alone", "one anchor is no mention; two are the fewest", mentions=["a red bicycle", "一杯茶"]
     )
+    with_metadata("near-unknown", "a prompt near the line is no anchor prompt", near=["a blue bicycle"])
+    with_metadata(
+        "near-alone", "one anchor is everyday; two are the fewest", mentions=["a red bicycle"], near=["一杯茶"]
+    )
+    with_metadata("translation-language", "a language is no code", translations=[["German", 0, "ein rotes Fahrrad"]])
+    with_metadata("translation-number", "there is no such anchor", translations=[["de", 3, "ein rotes Fahrrad"]])
+    with_metadata("translation-empty", "a translation is empty", translations=[["de", 0, ""]])
     with_tensors("no-global", "direction.global is missing", direction__global=None)
     with_tensors("one-reader-missing", "there are readers, but not for every name", reader__hate=None)
     with_tensors("unknown-tensor", "a tensor has a name that no tensor has", weather=("F32", [1], [1.0]))
@@ -146,6 +162,18 @@ def broken() -> dict[str, tuple[bytes, str]]:
         anchors__states=("F16", [3, 2], [1.0, -2.0, 0.5, float("inf"), 0.0, 1.0]),
     )
     with_tensors("all-zero", "a direction is all zeros", direction__hate=("F32", [2], [0.0, 0.0]))
+    with_tensors("prompt-scores", "a name has no prompt scores", anchors__prompt_scores=("F16", [3, 2], [0.0] * 6))
+    with_tensors(
+        "counts-alone",
+        "there are token counts and no token scores",
+        anchors__token_counts=SCORES["anchors.token_counts"],
+    )
+    with_tensors(
+        "counts",
+        "the counts don't add up to the token scores",
+        anchors__token_scores=SCORES["anchors.token_scores"],
+        anchors__token_counts=("F32", [3], [2.0, 2.0, 1.0]),
+    )
     with_header("shape", "the shape needs more bytes than it has", lambda h: h["direction.global"].update(shape=[3]))
     with_header("shape-negative", "a shape is negative", lambda h: h["direction.global"].update(shape=[-2]))
     with_header(

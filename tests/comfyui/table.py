@@ -1,4 +1,4 @@
-"""Write the README's table of families, from what the tests left in demo-output.
+"""Write the table of families in docs/encoders.md, from what the tests left in demo-output.
 
 for v in 0.30.0 0.24.1 0.18.2 0.16.3; do SAFETY_DIRECTIONS_COMFYUI=$v python -m pytest tests/comfyui/test_families.py; done
 python -m tests.comfyui.table
@@ -17,11 +17,12 @@ BEGIN, END = "<!-- families: made by tests/comfyui/table.py -->", "<!-- end of f
 
 
 def cell(results: Mapping[str, str] | None, entry: str) -> str:
-    """One family at one entry point in one version: passed in every precision, or not."""
-    if results is None:
+    """One family at one entry point in one version: passed in every precision, or not. One that has no states to move is
+    refused."""
+    if results is None or "not run" in results:
         return "not run"
-    if "not run" in results:
-        return "not run"
+    if "refused" in results:
+        return "refused" if results["refused"] == "pass" else "**fail**"
     wanted = [f"{entry} {dtype}" for dtype in DTYPES]
     return "pass" if all(results.get(key) == "pass" for key in wanted) else "**fail**"
 
@@ -44,21 +45,24 @@ def table(reports: Sequence[Mapping]) -> str:
                     f"{report['comfyui']} ({(results or {}).get('not run', 'no such test')})"
                 )
             else:
-                cells.append(" / ".join(found[entry] for entry in ENTRIES))
-        slots = ", ".join(dict.fromkeys(re.sub(r"\[\d+\]", " (every layer)", slot) for slot in family.content))
+                same = set(found.values()) == {"refused"}
+                cells.append("refused" if same else " / ".join(found[entry] for entry in ENTRIES))
+        slots = (
+            ", ".join(dict.fromkeys(re.sub(r"\[\d+\]", " (every layer)", slot) for slot in family.content)) or "none"
+        )
         lines.append(f"| {name} | {slots} | {' | '.join(cells)} |")
     lines += ["", *(f"Not run: {name}, {'; '.join(why)}." for name, why in reasons.items())]
     return "\n".join(lines).rstrip()
 
 
 def main() -> None:
-    """Replace the table between its markers in README.md."""
+    """Replace the table between its markers in docs/encoders.md."""
     files = sorted((ROOT / "demo-output").glob("families-*.json"), reverse=True)
     text = table([json.loads(file.read_text()) for file in files])
-    readme = ROOT / "README.md"
-    before, _, rest = readme.read_text(encoding="utf-8").partition(BEGIN)
+    page = ROOT / "docs" / "encoders.md"
+    before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
     after = rest.partition(END)[2]
-    readme.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
+    page.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Every family's real text encoder classes, at every entry point, in three precisions; `families.py` does the work.
 
-Each run leaves its results in demo-output, from which `python -m tests.comfyui.table` makes the README's table.
+Each run leaves its results in demo-output, from which `python -m tests.comfyui.table` makes the table in docs/encoders.md.
 """
 
 from __future__ import annotations
