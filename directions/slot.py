@@ -245,8 +245,8 @@ def packed_fault(entries: Mapping[str, tuple], metadata: Mapping[str, Any]) -> s
         return "the metadata's languages are not codes such as en"
     if not isinstance(metadata.get("fit"), dict) or not isinstance(metadata.get("direction"), dict):
         return "the metadata's fit or direction is not an object"
-    sizes = {"K": len(names), "J": len(KNOTS), "2": 2, "4": 4, "Q": len(QUANTILES), "W": entries["center"][1][0], "L": len(languages)}
-    sizes |= {"N": entries["anchor_everyday"][1][0], "M": entries["bank_spacing"][1][0]}
+    sizes = {"K": len(names), "J": len(KNOTS), "2": 2, "4": 4, "Q": len(QUANTILES), "L": len(languages)}
+    sizes |= {"W": entries["center"][1][0], "N": entries["anchor_everyday"][1][0], "M": entries["bank_spacing"][1][0]}
     for name, letters in _SHAPES.items():
         shape = entries[name][1]
         if len(shape) != len(letters) or any(sizes.get(letter, n) != n for letter, n in zip(letters, shape)):
