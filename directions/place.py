@@ -24,6 +24,7 @@ class Place:
         before, after: attended states around the content, in each chunk.
         chunk: tokens per chunk, where long prompts are cut into several; else 0.
         unmasked: it is padded, and neither a mask nor zeros tell where.
+        stride: states of each token: 1, but where an encoder gives each a key and a value of its own.
         past: what carries the prompt past these states: its name, that of its tokens' weights, and its tokenizer's.
     """
 
@@ -45,6 +46,7 @@ class Place:
     unmasked: bool = False
     cropped: int = 0
     past: tuple[tuple[str, str, str], ...] = ()
+    stride: int = 1
 
     @property
     def name(self) -> str:
@@ -54,7 +56,8 @@ class Place:
 
     def pack(self) -> dict[str, Any]:
         """As metadata."""
-        return {**asdict(self), "keys": list(self.keys), "past": [list(names) for names in self.past]}
+        packed = {**asdict(self), "keys": list(self.keys), "past": [list(names) for names in self.past]}
+        return {name: value for name, value in packed.items() if name != "stride" or value != 1}
 
     @classmethod
     def unpack(cls, value: Mapping[str, Any]) -> "Place":
@@ -63,7 +66,7 @@ class Place:
         return cls(**{**value, "keys": tuple(value["keys"]), "past": past})
 
 
-_LATER = {"cropped": 0, "past": []}
+_LATER = {"cropped": 0, "past": [], "stride": 1}
 """Fields that older files lack."""
 
 _REQUIRED = {f.name for f in fields(Place)} - set(_LATER)
@@ -87,7 +90,8 @@ def is_packed_place(value: Any, slot: str, width: int) -> bool:
     if not (flags and sizes and texts and (layer is None or (type(layer) is int and 0 <= layer < 1000))):
         return False
     return (
-        value["width"] == width <= value["columns"]
+        value["stride"] > 0
+        and value["width"] == width <= value["columns"]
         and value["part"] < value["parts"]
         and Place.unpack(value).name == slot
     )

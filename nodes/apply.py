@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from . import encoders, settings
+from .host import in_force
 from .sockets import CATEGORY, Aligned
 
 
@@ -61,6 +62,8 @@ class ApplySafetyDirection(io.ComfyNode):
     def execute(
         cls, conditioning, aligned, mode, alpha, budget, categories, start_percent, end_percent, on_flag="steer"
     ) -> io.NodeOutput:
+        if in_force():
+            return io.NodeOutput(conditioning)
         how = settings.steering_settings(mode, alpha, budget, categories)
         # For the badge in the page.
         shown = {

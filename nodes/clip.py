@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from . import encoders, settings
+from .host import in_force
 from .sockets import CATEGORY, Aligned
 
 
@@ -31,6 +32,8 @@ class SafetyDirectionCLIP(io.ComfyNode):
 
     @classmethod
     def execute(cls, clip, aligned, mode, alpha, budget, categories, on_flag="steer") -> io.NodeOutput:
+        if in_force():
+            return io.NodeOutput(clip)
         encoders.check_encoder(clip, aligned)
         return io.NodeOutput(
             encoders.steer_clip(clip, aligned, settings.steering_settings(mode, alpha, budget, categories), on_flag)

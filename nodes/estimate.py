@@ -16,6 +16,7 @@ from ..directions.estimate import estimate
 from ..directions.prompts import HERE, pairs_hash, read_pairs, training_anchors
 from ..directions.sources import load_source, weights_hash
 from . import encoders
+from .host import refuse_to_write
 from .load import FOLDER, folders
 from .sockets import CATEGORY, Direction
 
@@ -115,6 +116,7 @@ class EstimateSafetyDirection(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, name, pairs, layer, licence) -> io.NodeOutput:
+        refuse_to_write()
         if not is_name(name):
             raise ValueError(f"the name {name!r} should be small letters, digits, - and _; at most 64")
         layers, source = _layers(layer), {"model": model, "weights_sha256": weights_hash(sources()[model])}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from . import encoders, settings
+from .host import in_force
 from .sockets import CATEGORY, Aligned
 
 
@@ -54,5 +55,7 @@ class SafetyDirectionGuard(io.ComfyNode):
     def execute(
         cls, model, mode, alpha, budget, categories, aligned=None, side="positive", on_flag="steer", strict=False
     ) -> io.NodeOutput:
+        if in_force():
+            return io.NodeOutput(model)
         how = settings.steering_settings(mode, alpha, budget, categories)
         return io.NodeOutput(encoders.guard_model(model, aligned, how, side, on_flag, strict))

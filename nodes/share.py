@@ -9,6 +9,7 @@ from comfy_api.latest import io
 from ..directions.alignment import load_aligned_encoder
 from ..directions.direction_format import is_name
 from . import encoders
+from .host import refuse_to_write
 from .load import FOLDER, folders
 from .sockets import CATEGORY, Aligned
 
@@ -53,6 +54,7 @@ class SaveAlignedDirection(io.ComfyNode):
 
     @classmethod
     def execute(cls, aligned, name, overwrite) -> io.NodeOutput:
+        refuse_to_write()
         if not is_name(name):
             raise ValueError(f"the name {name!r} should be small letters, digits, - and _; at most 64")
         path = Path(folders()[0]) / encoders.SHARED / f"{name}.safetensors"

@@ -15,6 +15,7 @@ import comfy.sd1_clip
 import torch
 from torch import Tensor
 
+from .clip import unsteered
 from .places import encode, slots
 from .templates import Tokens, streams
 
@@ -41,7 +42,7 @@ class BatchReader:
 
     def __init__(self, clip: Any, content: Callable[[Tokens, Mapping[str, Any]], dict[str, Tensor]]) -> None:
         self.content = content
-        self.clip = clip.clone()
+        self.clip = unsteered(clip)  # a clone that host mode leaves alone
         self._able = True
         self._ahead: dict[str, dict[Ids, None]] = {}  # by stream, in order
         self._kept: dict[tuple[str, Ids], tuple[tuple, Ids, int | None]] = {}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable
+from typing import Any, Callable, MutableSet
+from weakref import WeakSet
 
 from ...directions.alignment import Alignment
 from ...directions.steer import SteeringSettings
@@ -50,17 +51,26 @@ def steer_clip(clip: Any, aligned: Alignment, settings: SteeringSettings, on_fla
     return steered
 
 
+_BARE: MutableSet[Any] = WeakSet()
+"""CLIPs that are aligned to: host mode steers every other one."""
+
+
 def unsteered(clip: Any) -> Any:
     """The CLIP without any steering of ours, so that aligning never measures what was steered."""
     _check_clip(clip)
     inner = clip.patcher.get_model_object(ENCODE)
-    if not isinstance(inner, _SteeredEncode):
-        return clip
-    while isinstance(inner, _SteeredEncode):
-        inner = inner.inner
     bare = clip.clone()
-    bare.patcher.add_object_patch(ENCODE, inner)
+    if isinstance(inner, _SteeredEncode):
+        while isinstance(inner, _SteeredEncode):
+            inner = inner.inner
+        bare.patcher.add_object_patch(ENCODE, inner)
+    _BARE.add(bare)
     return bare
+
+
+def is_bare(clip: Any) -> bool:
+    """Whether `unsteered` made it."""
+    return clip in _BARE
 
 
 def _check_clip(clip: Any) -> None:

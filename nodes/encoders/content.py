@@ -31,11 +31,12 @@ def length_in(tokens: Tokens, place: Place) -> int:
 
 def placed(tokens: Tokens, place: Place, templates: Mapping[str, Template], start: int, length: int) -> Tensor:
     """The content of one part, bool [length], from its tokens."""
-    mask = torch.zeros(length, dtype=torch.bool)
+    mask = torch.zeros(length // place.stride, dtype=torch.bool)
     for key in place.keys:
         if key in streams(tokens):
-            mask[_positions(tokens[key], place, templates[key], start, length)] = True
-    return mask
+            mask[_positions(tokens[key], place, templates[key], start // place.stride, len(mask))] = True
+    own = mask.repeat_interleave(place.stride)
+    return torch.cat([own, own.new_zeros(length - len(own))])
 
 
 def _positions(
@@ -102,7 +103,8 @@ def content_of_tokens(
         value = output.get(place.tensor)
         if not torch.is_tensor(value) or value.dim() < 3:
             continue
-        if any(key not in templates for key in place.keys):
+        # Another pack's tokens can't be read: what is left out here is read from the states.
+        if any(key not in templates for key in place.keys) or not any(key in streams(tokens) for key in place.keys):
             continue
         start = starts.get(f"{place.tensor} {place.part}", 0)
         masks[slot] = placed(tokens, place, templates, start, value.shape[-2])

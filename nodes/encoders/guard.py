@@ -6,6 +6,8 @@ import inspect
 from pathlib import Path
 from typing import Any, Mapping
 
+import comfy.hooks
+import comfy.model_patcher
 import comfy.patcher_extension
 
 from ...directions.alignment import Alignment
@@ -39,14 +41,14 @@ def guard_model(
 
     def sample(executor: Any, *args, **kwargs) -> Any:
         guider = executor.class_obj
-        guarded = side == "both" or not _cfg(guider) >= 1
-        weighed = strict and _weighs_otherwise(guider)
+        guarded = side == "both" or not lowest_cfg(guider) >= 1
+        weighed = strict and weighs_otherwise(guider)
         for name, conds in guider.conds.items():
             avoided = name == "negative" and not guarded  # PerpNegGuider's "empty_negative_prompt" is drawn towards
             act = _give_back if avoided and not weighed else _guard_entry
             # What may be meant as a negative prompt is steered, but no reason to refuse.
             flag = "steer" if avoided else on_flag
-            guider.conds[name] = [_as_cond(act(_as_entry(cond), aligned, settings, flag, strict, node)) for cond in conds]
+            guider.conds[name] = [as_cond(act(as_entry(cond), aligned, settings, flag, strict, node)) for cond in conds]
         return executor(*args, **kwargs)
 
     key = "safety_direction" + (".strict" if strict else "")
@@ -56,37 +58,57 @@ def guard_model(
     return guarded_model
 
 
-def _cfg(guider: Any) -> float:
+def lowest_cfg(guider: Any) -> float:
     """The lowest of a guider's scales; below 1 the negative side is generated rather than avoided."""
     return min(getattr(guider, name, 1.0) for name in ("cfg", "cfg1", "cfg2"))
 
 
-def _weighs_otherwise(guider: Any) -> bool:
+def weighs_otherwise(guider: Any) -> bool:
     """Whether a model patch or a guider from another pack has a say in how much the negative side counts.
 
     Some of ComfyUI's own patches can turn it into what is generated: CFGOverride, VideoLinearCFGGuidance, FreSca,
-    LatentApplyOperationCFG.
+    LatentApplyOperationCFG, NAGuidance. So only what is known to have no say in it passes.
     """
-    options = guider.model_options
-    wrapped = any(
-        comfy.patcher_extension.get_all_wrappers(kind, options, is_model_options=True)
-        for kind in (
-            comfy.patcher_extension.WrappersMP.PREDICT_NOISE,
-            comfy.patcher_extension.WrappersMP.CALC_COND_BATCH,
-        )
-    )
     comfyui = Path(comfy.patcher_extension.__file__).resolve().parents[1]
     home = Path(inspect.getfile(type(guider))).resolve()
-    own = any(home.is_relative_to(comfyui / folder) for folder in ("comfy", "comfy_extras"))
-    return wrapped or not own or any(key.startswith("sampler_") and options[key] for key in options)
+    if not any(home.is_relative_to(comfyui / folder) for folder in ("comfy", "comfy_extras")):
+        return True
+    models = [part for part in vars(guider).values() if isinstance(part, comfy.model_patcher.ModelPatcher)]
+    hooks = (hook for conds in guider.original_conds.values() for cond in conds for hook in _hooks(cond))
+    return (
+        _options_weigh(guider.model_options)
+        or any(_options_weigh(model.model_options) or not _HARMLESS >= set(model.object_patches) for model in models)
+        or any(not isinstance(hook, comfy.hooks.WeightHook) for hook in hooks)
+    )
+
+
+_WEIGHING = ("PREDICT_NOISE", "CALC_COND_BATCH", "APPLY_MODEL", "DIFFUSION_MODEL", "SAMPLER_SAMPLE")
+"""Wrappers around what turns the sides into noise."""
+
+_HARMLESS = {"model_sampling", "manual_cast_dtype", "latent_format"}
+"""Parts of a model that may be replaced: they treat both sides alike."""
+
+
+def _options_weigh(options: Mapping[str, Any]) -> bool:
+    transformer = options.get("transformer_options", {})
+    kinds = (getattr(comfy.patcher_extension.WrappersMP, kind) for kind in _WEIGHING)
+    wrapped = any(comfy.patcher_extension.get_all_wrappers(kind, options, is_model_options=True) for kind in kinds)
+    named = any(options[key] for key in options if key.startswith("sampler_"))
+    patched = any(transformer.get(name) for name in ("patches", "patches_replace", "optimized_attention_override"))
+    asked = any(options.get(name) for name in ("model_function_wrapper", "disable_cfg1_optimization"))
+    return wrapped or named or patched or asked
+
+
+def _hooks(cond: Mapping[str, Any]) -> list[Any]:
+    return list(getattr(cond.get("hooks"), "hooks", ()))
 
 
 # A guider keeps the states inside the dict.
-def _as_entry(cond: Mapping[str, Any]) -> Entry:
+def as_entry(cond: Mapping[str, Any]) -> Entry:
     return cond.get("cross_attn"), cond
 
 
-def _as_cond(entry: Entry) -> Mapping[str, Any]:
+def as_cond(entry: Entry) -> Mapping[str, Any]:
     return entry[1] if entry[0] is None else {**entry[1], "cross_attn": entry[0]}
 
 

@@ -14,7 +14,7 @@ from ...directions.special_tokens import special_states
 from .content import attended, content_of_tokens, special_positions
 from .past import same_text
 from .places import encode, find_places, slots
-from .templates import Template, Tokens, find_templates, quiet, tokenizer_of
+from .templates import Template, Tokens, find_templates, quiet, streams, tokenizer_of
 
 
 @dataclass(frozen=True)
@@ -68,9 +68,9 @@ class Layout:
 
     def same_text(self, tokens: Tokens, slot: str) -> list[list[int]] | None:
         """Of each of a slot's own tokens the ids beside its states that hold the same text; None where it can't be told."""
-        place = self.places[slot]
+        place, found = self.places[slot], streams(tokens)
         own, other = place.keys[0], next((key for _, _, key in place.past if key in self.decoders), "")
-        if not other or own not in self.decoders or any(len(tokens.get(key, ())) != 1 for key in (own, other)):
+        if not other or own not in self.decoders or any(len(found.get(key, ())) != 1 for key in (own, other)):
             return None
         ids = [tokens[own][0][i][0] for i in self.templates[own].content(tokens[own][0])]
         others = [token[0] for token in tokens[other][0]]

@@ -1,4 +1,7 @@
-"""Marks and seals: how an entry that was steered is known, so that it isn't steered twice, and can't be made to look steered."""
+"""Marks and seals: how an entry that was steered is known, so that it isn't steered twice, and can't be made to look steered.
+
+A mark is a key without content; what it stands for is kept here, and goes when the mark goes.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,13 @@ import hashlib
 import hmac
 import secrets
 from collections import OrderedDict
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, MutableMapping
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from ...directions.alignment import Alignment
 from ...directions.steer import SteeringSettings
@@ -26,14 +32,16 @@ takes longer than steering."""
 _SECRET = secrets.token_bytes(32)
 
 
-class Mark(NamedTuple):
-    """What a steered entry carries.
+@dataclass(frozen=True, eq=False)
+class Record:
+    """What was done to an entry.
 
     Attributes:
         flag: why it was flagged, or None.
         seal: of its tensors; see `seal_of`.
         before: the entry as it came.
         give_back: whether a Guard may give that back to a negative prompt.
+        host: whether host mode did it, and no node of a graph.
     """
 
     aligned: Alignment
@@ -42,12 +50,17 @@ class Mark(NamedTuple):
     seal: bytes
     before: Entry
     give_back: bool
+    host: bool = False
 
     def holds(self, entry: Entry) -> bool:
-        """Whether this process made the mark, for these very tensors."""
-        return isinstance(self.seal, bytes) and hmac.compare_digest(
-            self.seal, seal_of(entry, self.aligned, self.settings)
-        )
+        """Whether it stands for these very tensors."""
+        return hmac.compare_digest(self.seal, seal_of(entry, self.aligned, self.settings))
+
+
+class Mark:
+    """What a steered entry carries: a key to its record, with nothing to read in it."""
+
+    __slots__ = ("__weakref__",)
 
     def __deepcopy__(self, memo: Any) -> "Mark":
         return self
@@ -56,6 +69,26 @@ class Mark(NamedTuple):
         """Nothing is pickled: it means something in this process alone, and nodes that save conditioning read it back
         without classes."""
         return OrderedDict, ()
+
+
+_RECORDS: MutableMapping[Mark, Record] = WeakKeyDictionary()
+
+_BY_STATES: MutableMapping[Tensor, Record] = WeakIdKeyDictionary()
+"""Host mode's records by the states themselves: packs take them out of what an encoder gives and leave the mark behind."""
+
+
+def marked(entry: Entry, record: Record) -> Entry:
+    """The entry with a mark more; its extras are changed in place."""
+    mark = Mark()
+    _RECORDS[mark] = record
+    entry[1][MARK] = (*_marks_on(entry), mark)  # type: ignore[index]
+    return entry
+
+
+def remember(states: Any, record: Record) -> None:
+    """Know states again whose mark is left behind."""
+    if torch.is_tensor(states):
+        _BY_STATES[states] = record
 
 
 def sha_of(aligned: Alignment) -> str:
@@ -91,26 +124,35 @@ def _sample(states: Tensor) -> bytes:
     return states.detach().index_select(-1, columns).cpu().contiguous().view(torch.uint8).numpy().tobytes()
 
 
-def carried(entry: Entry) -> list[Mark]:
-    """The entry's marks, whether they hold or not, in the order in which they were made."""
+def _marks_on(entry: Entry) -> tuple[Mark, ...]:
     found = entry[1].get(MARK, ())
-    return [mark for mark in found if isinstance(mark, Mark)] if isinstance(found, tuple) else []
+    return tuple(mark for mark in found if type(mark) is Mark) if type(found) is tuple else ()
 
 
-def marks(entry: Entry) -> list[Mark]:
-    """The entry's marks that hold, latest first."""
-    return [mark for mark in reversed(carried(entry)) if mark.holds(entry)]
+def carried(entry: Entry) -> list[Record]:
+    """What the entry's marks stand for, whether they hold or not, in the order in which they were made."""
+    records = [_RECORDS[mark] for mark in _marks_on(entry) if mark in _RECORDS]
+    if torch.is_tensor(entry[0]) and entry[0] in _BY_STATES:
+        record = _BY_STATES[entry[0]]
+        records += [record] if all(record is not other for other in records) else []
+    return records
 
 
-def mark_of(entry: Entry, aligned: Alignment) -> Mark | None:
-    """The latest mark of the direction of `aligned` that holds."""
-    return next((mark for mark in marks(entry) if sha_of(mark.aligned) == sha_of(aligned)), None)
+def marks(entry: Entry) -> list[Record]:
+    """The entry's records that hold, latest first."""
+    return [record for record in reversed(carried(entry)) if record.holds(entry)]
+
+
+def mark_of(entry: Entry, aligned: Alignment) -> Record | None:
+    """The latest record of the direction of `aligned` that holds."""
+    return next((record for record in marks(entry) if sha_of(record.aligned) == sha_of(aligned)), None)
 
 
 def before_steering(entry: Entry, aligned: Alignment) -> Entry | None:
-    """The entry as it was before it was steered by the direction of `aligned`; None where it wasn't."""
-    mark = mark_of(entry, aligned)
-    return mark.before if mark else None
+    """The entry as it was before it was steered by the direction of `aligned`; None where it wasn't, or where host mode
+    steered it: no node of a client gets that."""
+    record = mark_of(entry, aligned)
+    return record.before if record and not record.host else None
 
 
 def flag_of(conditioning: list, aligned: Alignment) -> Flag | None:

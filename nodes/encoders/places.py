@@ -54,6 +54,7 @@ def find_places(
     """
     found = slots(output)
     offsets: dict[str, dict[str, int]] = {name: {} for name in found}  # of a stream's tokens in a tensor
+    strides: dict[str, int] = {}
     changed = dict.fromkeys(more, "")
     for key, sections in streams(tokens).items():
         content = templates[key].content(sections[0]) if key in templates else []
@@ -63,12 +64,14 @@ def find_places(
         first, last = (_changes(found, slots(after)) for after in ends)
         for name in found:
             if min(first[name].max(), last[name].max()) > CHANGED:
-                offsets[name][key] = _offset(first[name], last[name], content)
+                strides[name] = _stride(first[name], last[name], content, len(sections[0]))
+                start, end = (rows.reshape(-1, strides[name]).amax(-1) for rows in (first[name], last[name]))
+                offsets[name][key] = _offset(start, end, content)
         rest = (name for name in output if name not in found and "mask" not in name)
         changed |= {name: key for name in rest if _other(output[name], ends[0].get(name))}
     places: dict[str, Place] = {}
     for name, value in found.items():
-        for place in _parts(name, value, offsets[name], tokens, output, templates):
+        for place in _parts(name, value, offsets[name], tokens, output, templates, strides.get(name, 1)):
             places[place.name] = place
     carriers = find_carriers(tokens, templates, output, changed, lambda changed: encode(clip, changed))
     if carriers and not places:
@@ -114,6 +117,15 @@ def _changes(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[
     return moved
 
 
+def _stride(first: Tensor, last: Tensor, content: Sequence[int], count: int) -> int:
+    """How many states each token has: 1, but for encoders that give each a key and a value of its own."""
+    each = len(first) // count
+    if each < 2 or len(first) % count:
+        return 1
+    apart = int(last.argmax()) // each - int(first.argmax()) // each
+    return each if apart == content[-1] - content[0] else 1
+
+
 def _offset(first: Tensor, last: Tensor, content: Sequence[int]) -> int:
     """Where the stream's token 0 lies: a state shows the token it was read from most, or, when causal, first."""
     for own in (lambda rows: int(rows.argmax()), lambda rows: int((rows > CHANGED * rows.max()).nonzero()[0])):
@@ -129,6 +141,7 @@ def _parts(
     tokens: Tokens,
     output: Mapping[str, Any],
     templates: Mapping[str, Template],
+    stride: int,
 ) -> Iterator[Place]:
     """The places in one tensor: one, or one for each of the segments that are joined along the tokens, and each layer."""
     if not offsets:
@@ -143,6 +156,7 @@ def _parts(
     found: list[Place] = []
     for part, offset in enumerate(sorted(groups)):
         place = _segment(name, value, groups[offset], offset, part, len(groups), start, tokens, templates)
+        place = replace(place, stride=stride, chunk=place.chunk * stride)
         stop = value.shape[-2] if part == len(groups) - 1 else start + length_in(tokens, place)
         found.append(_measured(place, value, start, stop, tokens, output, templates))
         start = stop
@@ -201,7 +215,7 @@ def _measured(
         before=int(attended[:head].sum()),
         after=int(attended[tail + 1 :].sum()),
         unmasked=padded and bool(attended[stop - 1]),
-        cropped=max(0, length_in(tokens, place) - _left(tokens, place, templates) - (stop - start)),
+        cropped=max(0, length_in(tokens, place) - _left(tokens, place, templates) - (stop - start) // place.stride),
     )
 
 

@@ -15,7 +15,7 @@ from ...directions.verdict import Verdict
 from .content import attended, special_positions
 from .entry import Entry, Own, check_entry, own_states, select, tensor_of
 from .flag import act_on, judge
-from .marks import MARK, Mark, carried, mark_of, seal_of
+from .marks import Record, mark_of, marked, seal_of
 from .past import hold_back
 
 APPLY = "Apply Safety Direction"
@@ -29,12 +29,14 @@ class Steering:
         node: its name, for messages.
         aligned: the direction, fitted to the encoder.
         on_flag: "steer" or "refuse".
+        host: whether it is host mode's, and no node's.
     """
 
     node: str
     aligned: Alignment
     settings: SteeringSettings
     on_flag: str = "steer"
+    host: bool = False
 
     def __call__(
         self,
@@ -74,9 +76,8 @@ class Steering:
                 changed, left_out = changed | held, left_out | out
         kept = {name: value for name, value in entry[1].items() if name not in left_out}
         steered = (changed.pop("cond", entry[0]), {**kept, **changed})
-        mark = Mark(self.aligned, self.settings, flag, seal_of(steered, self.aligned, self.settings), entry, give_back)
-        steered[1][MARK] = (*carried(entry), mark)
-        return steered
+        seal = seal_of(steered, self.aligned, self.settings)
+        return marked(steered, Record(self.aligned, self.settings, flag, seal, entry, give_back, self.host))
 
     def _land_special_tokens(self, name: str, entry: Entry, states: Tensor, own: Own, verdict: Verdict) -> None:
         """Start, end and padding of the prompts that land, in place: states [B, T, W]."""

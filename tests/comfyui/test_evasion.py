@@ -89,6 +89,19 @@ def own_alignment():
     return linked(graph, k__positive=["apply", 0])
 
 
+def forged_by_a_sweep():
+    """The client's Strength Sweep with the host's own settings, by an alignment to an encoder in which nothing means anything."""
+    graph = mixed() | dict(
+        d=node("SafetyDirectionLoad", direction=POLICY["direction"]),
+        odd=node("ShuffledClip"),
+        a=node("SafetyDirectionAlign", direction=["d", 0], clip=["odd", 0], method="svd"),
+        sweep=node(
+            "SafetyDirectionSweep", conditioning=["mix", 0], aligned=["a", 0], alphas="3", modes="add", budget=0.01, categories=""
+        ),
+    )
+    return linked(graph, k__positive=["sweep", 0])
+
+
 def own_guard():
     graph = base(
         d=node("SafetyDirectionLoad", direction=POLICY["direction"]),
@@ -178,6 +191,11 @@ def hooked_lora():
     return linked(base(hook=hook, hooked=hooked), pos__clip=["hooked", 0])
 
 
+def flagged_negative():
+    """What latents of two runs would give away: 2 x (cfg 1) - (cfg 2)."""
+    return swapped(2.0)
+
+
 def from_a_file(sides=("positive",)):
     return linked(
         base(file=node("LoadTrainingDataset", folder_name="kept")), **{f"k__{side}": ["file", 1] for side in sides}
@@ -227,6 +245,7 @@ WAYS = {
     "a patched model": (lambda: linked(base(flow=node("ModelSamplingSD3", model=["ckpt", 0], shift=3.0)), k__model=["flow", 0]), "0"),
     "KSamplerAdvanced": (lambda: base(k=node("KSamplerAdvanced", **SIDES, latent_image=["latent", 0], **STEPS, **ADVANCED)), "0"),
     "SamplerCustom": (sampler_custom, "0"),
+    "a mark forged by a sweep": (forged_by_a_sweep, "0"),
     "another text encoder's words in front": (other_text_encoder, "0"),
     "an embedding": (lambda: linked(base(), pos__text="embedding:words"), "0"),
     "a LoRA": (lora, "0"),
@@ -259,6 +278,10 @@ STRICT = {
     ),
     "LatentApplyOperationCFG": (
         lambda: swapped(tone=TONE, over=node("LatentApplyOperationCFG", model=0, operation=["tone", 0])),
+        "1",
+    ),
+    "NAGuidance that draws the negative": (
+        lambda: swapped(1.0, nag=node("NAGuidance", model=0, nag_scale=0.0, nag_alpha=1.0, nag_tau=10.0)),
         "1",
     ),
     "another pack's guider": (lambda: custom(node("OddGuider", model=["ckpt", 0], wanted=["pos", 0])), "0"),
@@ -433,6 +456,18 @@ def test_conditioning_from_files_alone_is_refused(plain, host):
     assert seen(host, {name: each for name, each in graph.items() if name not in ("pos", "neg")}, "files alone") is None
 
 
+def test_a_flagged_negative_is_steered_so_that_two_runs_give_nothing_away(plain, host):
+    asked, got = seen(plain, flagged_negative(), "negative, asked"), seen(host, flagged_negative(), "negative")
+    assert got is not None
+    assert_caught(asked, got, "1")
+
+
+def test_a_harmless_negative_keeps_its_force(plain, host):
+    graph = lambda: linked(base(), neg__text="blurry, low quality")
+    asked, got = seen(plain, graph(), "harmless negative, asked"), seen(host, graph(), "harmless negative")
+    assert torch.equal(asked["1"], got["1"])
+
+
 def test_a_part_of_a_graph_is_steered_as_the_whole(plain, host):
     graph = lambda: base(
         more=node("PreviewImage", images=["blank", 0]),
@@ -450,9 +485,8 @@ def test_a_node_that_expands_with_what_it_is_given_is_steered(plain, host):
     assert_caught(seen(plain, make(), "expanded, asked"), seen(host, make(), "expanded"), "0")
 
 
-def test_known_limit_a_node_that_expands_into_its_own_loader_is_not_seen(plain, host):
-    asked, got = seen(plain, expanding(), "own loader, asked"), seen(host, expanding(), "own loader")
-    assert torch.equal(asked["0"], got["0"])
+def test_a_node_that_expands_into_its_own_loader_is_steered(plain, host):
+    assert_caught(seen(plain, expanding(), "own loader, asked"), seen(host, expanding(), "own loader"), "0")
 
 
 def test_known_limit_pictures_as_prompts_are_not_read(plain, host):

@@ -18,7 +18,7 @@ HERE = ROOT / "tests" / "comfyui"
 PACKS = {PACK: ROOT, "tiny_image_model": HERE / "tiny_image_model", "watch": HERE / "watch"}
 UNSAFE = "a nude woman lying on a bed"
 NEGATIVE = "nude, gore"
-POLICY = {"direction": "smollm2-135m-instruct", "method": "svd", "mode": "gate", "alpha": 3.0, "budget": 0.01}
+POLICY = {"direction": "smollm2-135m-instruct", "method": "svd", "mode": "gate", "alpha": 3.0, "budget": 0.01, "negatives": "keep"}
 COUNT = itertools.count()
 
 
@@ -258,16 +258,16 @@ def test_what_is_mixed_after_encoding_is_steered_again(plain, host):
     assert not torch.equal(run(plain, mixed())[0], run(host, mixed())[0])
 
 
-def test_the_log_tells_what_was_routed_and_flagged(host):
+def test_the_log_tells_what_was_queued_and_flagged(host):
     run(host, GRAPHS["CFGGuider"]())
     log = re.search(r'"log": "(.*?)"', open(host.variables["SAFETY_DIRECTION_POLICY"]).read())[1]
     text = open(log).read()
-    assert "1 CLIP and 1 MODEL outputs routed" in text and "Safety Direction CLIP: global score" in text
+    assert "prompt from client" in text and "Safety Direction host mode: global score" in text
 
 
 def test_refuse_stops_the_run_and_a_harsh_negative_prompt_does_not(alignments, tmp_path):
     with policy_server(alignments, tmp_path, POLICY | {"on_flag": "refuse"}) as host:
-        with pytest.raises(GraphError, match="Safety Direction Guard refused this prompt"):
+        with pytest.raises(GraphError, match="Safety Direction host mode refused this prompt"):
             run(host, base())
         assert len(run(host, linked(base(), pos__text="two friends laughing in a cafe", neg__text=UNSAFE))) == 2
 

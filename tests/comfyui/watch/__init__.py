@@ -26,29 +26,24 @@ class WatchModel(io.ComfyNode):
 
         seen = {}
 
-        def look(apply_model, options):
-            states = options["c"]["c_crossattn"].chunk(len(options["cond_or_uncond"]))
-            for side, rows in zip(options["cond_or_uncond"], states):
+        def look(module, args, options):
+            sides = options["transformer_options"]["cond_or_uncond"]
+            parts = {name: options[name].chunk(len(sides)) for name in ("context", "crossattn_controlnet", "y") if options.get(name) is not None}
+            for at, side in enumerate(sides):
                 if str(side) not in seen:
-                    seen[str(side)] = rows.float().contiguous().clone()
-                    if "crossattn_controlnet" in options["c"]:
-                        seen["controlnet"] = (
-                            options["c"]["crossattn_controlnet"]
-                            .chunk(len(options["cond_or_uncond"]))[0]
-                            .float()
-                            .contiguous()
-                            .clone()
-                        )
-                    if "y" in options["c"]:
-                        seen.setdefault(
-                            "y", options["c"]["y"].chunk(len(options["cond_or_uncond"]))[0].float().contiguous().clone()
-                        )
+                    seen[str(side)] = parts["context"][at].float().contiguous().clone()
+                    if "crossattn_controlnet" in parts:
+                        seen["controlnet"] = parts["crossattn_controlnet"][0].float().contiguous().clone()
+                    if "y" in parts:
+                        seen.setdefault("y", parts["y"][0].float().contiguous().clone())
                     save_file(seen, path)
-            return apply_model(options["input"], options["timestep"], **options["c"])
 
-        watched = model.clone()
-        watched.set_model_unet_function_wrapper(look)
-        return io.NodeOutput(watched)
+        # Not a wrapper of ComfyUI's, which would have a say in how the sides are weighed; the latest watcher alone looks.
+        inner = model.model.diffusion_model
+        if hasattr(inner, "watcher"):
+            inner.watcher.remove()
+        inner.watcher = inner.register_forward_pre_hook(look, with_kwargs=True)
+        return io.NodeOutput(model)
 
 
 class TinyCheckpoint(io.ComfyNode):
@@ -100,7 +95,7 @@ class Tamper(io.ComfyNode):
     @classmethod
     def execute(cls, conditioning, steered, mark) -> io.NodeOutput:
         real = steered[0][1]["safety_direction"]
-        forged = real if mark == "moved" else tuple(m._replace(seal=b"0" * len(m.seal)) for m in real)
+        forged = real if mark == "moved" else tuple(type(m)() for m in real)
         return io.NodeOutput([[cond.clone(), {**extras, "safety_direction": forged}] for cond, extras in conditioning])
 
 
