@@ -83,17 +83,19 @@ def align_slot(
     source_standard, target_standard = Standard.of(source), Standard.of(target)
     s, t = source_standard(source), target_standard(target)
     to_target, fit = fit_map(s, t, method)
-    steps = [
-        (to_target(s + direction.vectors[name].to(dtype) / source_standard.spread) - to_target(s)).mean(0)
-        for name in names
-    ]
+    steps = torch.stack(
+        [
+            (to_target(s + direction.vectors[name].to(dtype) / source_standard.spread) - to_target(s)).mean(0)
+            for name in names
+        ]
+    )
     rows = order[:benign].tolist()
     if isinstance(states, WideStates):
-        steps = widened(torch.stack(steps), target_standard(pooled[rows].to(dtype)), states.means)
+        steps = widened(steps, target_standard(pooled[rows].to(dtype)), states.means)
         vectors = separate(steps, states.means, SHRINKAGE)
         reading, tokens = _widened(reading, states.projection), states.sample
     else:
-        vectors = _separate(torch.stack(steps) * target_standard.spread, target).float()
+        vectors = _separate(steps * target_standard.spread, target).float()
         tokens = [tokens[i] for i in rows]
     found = {name: getattr(reading, name) for name in reading._fields if name != "separation"}
     bank = _bank(tokens, reading.center, reading.readers[0]).clamp(-HALF, HALF).half().unique(dim=0)

@@ -10,8 +10,13 @@ Graph = dict[str, dict[str, Any]]
 Link = tuple[str, int]
 """Node id, output."""
 
-STEERING = {"SafetyDirectionApply": "conditioning", "SafetyDirectionCLIP": "clip", "SafetyDirectionGuard": "model"}
-"""The pack's steering nodes, and the input that each passes on."""
+STEERING: dict[str, tuple[str | None, ...]] = {
+    "SafetyDirection": ("model", "clip", None),
+    "SafetyDirectionApply": ("conditioning", None, None),
+    "SafetyDirectionCLIP": ("clip",),
+    "SafetyDirectionGuard": ("model",),
+}
+"""The pack's steering nodes, and for each output the input that it passes on; None for what the node itself finds out."""
 
 
 def is_link(value: Any) -> bool:
@@ -35,14 +40,13 @@ def steering_nodes(graph: Graph) -> list[str]:
 
 def bypassed(graph: Graph, nodes: Collection[str]) -> Graph:
     """The graph with every link that comes from one of these steering nodes moved to what that node was given; the
-    given one is left as it is."""
+    given one is left as it is. Links to what such a node finds out itself stay."""
 
     def source(link: Link) -> Link:
         seen = set()
         while link[0] in nodes and link[0] not in seen:
             seen.add(link[0])
-            node = graph.get(link[0], {})
-            before = dict(links(node)).get(STEERING.get(str(node.get("class_type")), ""))
+            before = _passed_on(graph.get(link[0], {}), link[1])
             if before is None:
                 break
             link = before
@@ -53,3 +57,21 @@ def bypassed(graph: Graph, nodes: Collection[str]) -> Graph:
         return {**node, "inputs": {**inputs, **{name: list(source(link)) for name, link in links(node)}}}
 
     return {node_id: moved(node) for node_id, node in graph.items()}
+
+
+def without(graph: Graph, nodes: Collection[str]) -> Graph:
+    """The graph without those of these nodes that no other node needs."""
+    needed = {link[0] for node_id, node in graph.items() if node_id not in nodes for _, link in links(node)}
+    waiting = list(needed)
+    while waiting:
+        behind = {link[0] for _, link in links(graph.get(waiting.pop(), {}))} - needed
+        needed |= behind
+        waiting += behind
+    return {node_id: node for node_id, node in graph.items() if node_id not in nodes or node_id in needed}
+
+
+def _passed_on(node: Mapping[str, Any], output: int) -> Link | None:
+    """Where what a steering node gives at an output came from; outputs count as ComfyUI counts them: -1 is the last."""
+    inputs = STEERING.get(str(node.get("class_type")), ())
+    name = inputs[output] if -len(inputs) <= output < len(inputs) else None
+    return dict(links(node)).get(name) if name else None

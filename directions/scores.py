@@ -13,6 +13,7 @@ each standardised by harmless prompts. Compared with other forms in docs/log.md 
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -128,11 +129,23 @@ def roc_area(benign: Tensor, unsafe: Tensor) -> float:
     return ((below + upto) / 2).mean().item() / len(benign)
 
 
+KNOTS = (2, 4, 8, 16, 32, 64, 128)
+"""Numbers of tokens between which levels are interpolated: middling prompts score higher than short and long ones, so that a
+straight line would flag 2% of the ones and 0.2% of the others."""
+
+TAIL = 0.97
+"""Share of prompts below the level that spreads are measured to: budgets ask for the tail, which is shorter where prompts are
+long. Nearer to 1 there are too few prompts to measure it on."""
+
+USUAL = 30
+"""How many prompts' worth the levels of all prompts count at a knot, near which there may be few."""
+
+
 class LengthModel(NamedTuple):
-    """How harmless prompts' scores depend on their number of tokens n: mean a + b log n, standard deviation exp(c + d log n).
+    """How harmless prompts' scores depend on their number of tokens: mean, and logarithm of the spread, at each of KNOTS.
 
     Attributes:
-        mean, spread: [K, 2]; (a, b) and (c, d) of each name.
+        mean, spread: [K, J].
     """
 
     mean: Tensor
@@ -140,19 +153,30 @@ class LengthModel(NamedTuple):
 
     def __call__(self, scores: Tensor, n: Tensor) -> Tensor:
         """Scores [..., K] of prompts of n tokens, [...], in standard deviations of harmless prompts of that length."""
-        features = torch.stack([torch.ones_like(n, dtype=scores.dtype), n.to(scores.dtype).log()], -1)
-        return (scores - features @ self.mean.T) / (features @ self.spread.T).exp()
+        shares = _shares(n, scores.dtype)
+        return (scores - shares @ self.mean.T) / (shares @ self.spread.T).exp()
 
     @classmethod
     def fit(cls, scores: Tensor, n: Tensor) -> "LengthModel":
-        """Least squares of scores [N, K] on log n [N], and of the logarithm of what is left."""
-        features = torch.stack([torch.ones(len(n), dtype=scores.dtype), n.to(scores.dtype).log()], 1)
-        mean = torch.linalg.lstsq(features, scores, driver="gelsd").solution
-        rest = (scores - features @ mean).abs()
-        # A residual of nearly nothing has no logarithm to speak of.
-        spread = torch.linalg.lstsq(
-            features, rest.clamp_min(0.02 * rest.mean(0)).clamp_min(1e-12).log(), driver="gelsd"
-        ).solution
-        left = (scores - features @ mean) / (features @ spread).exp()
-        spread[0] += left.std(0).clamp_min(1e-12).log()
-        return cls(mean.T.contiguous(), spread.T.contiguous())
+        """Of scores [N, K] of prompts of n tokens [N]: means by least squares, spreads by the tail above them."""
+        shares = _shares(n, scores.dtype)
+        usual = scores.mean(0)
+        gram = shares.T @ shares + USUAL * torch.eye(len(KNOTS), dtype=scores.dtype)
+        mean = torch.linalg.solve(gram, shares.T @ (scores - usual)) + usual
+        rest = scores - shares @ mean
+        tails = [(rest.quantile(TAIL, 0).clamp_min(1e-12).log())] * len(KNOTS)
+        for knot in range(len(KNOTS)):
+            near = rest[shares.argmax(1) == knot]
+            if len(near) > 1:
+                own = near.quantile(TAIL, 0).clamp_min(1e-12).log()
+                tails[knot] = (len(near) * own + USUAL * tails[knot]) / (len(near) + USUAL)
+        spread = torch.stack(tails)
+        left = rest / (shares @ spread).exp()
+        return cls(mean.T.contiguous(), (spread + left.std(0).clamp_min(1e-12).log()).T.contiguous())
+
+
+def _shares(n: Tensor, dtype: torch.dtype) -> Tensor:
+    """How much each knot counts for prompts of n tokens: [...] -> [..., J]."""
+    place = (n.to(dtype).log2() - math.log2(KNOTS[0])).clamp(0, len(KNOTS) - 1)
+    knots = torch.arange(len(KNOTS), dtype=dtype, device=n.device)
+    return (1 - (place.unsqueeze(-1) - knots).abs()).clamp_min(0)

@@ -14,7 +14,7 @@ from . import files
 from .direction_format import GLOBAL, LONGEST, SHORTEST, is_language, is_name
 from .languages import Languages
 from .place import Place
-from .scores import LengthModel, ReadingMoments, global_plus_highest, prompt_scores
+from .scores import KNOTS, LengthModel, ReadingMoments, global_plus_highest, prompt_scores
 from .special_tokens import SpecialTokenBank
 
 QUANTILES = torch.cat([torch.linspace(0, 0.1, 101), torch.linspace(0.11, 0.89, 79), torch.linspace(0.9, 1, 101)])
@@ -42,7 +42,7 @@ class SlotAlignment:
         token_moments: [2], mean and standard deviation over benign tokens of all names' readings together.
         reading_moments: [4, K, 2], mean and standard deviation of each of `scores.ReadingMoments` over everyday prompts.
         score_moments: [K, 2], the same of each name's score.
-        length_model: [2, K, 2], how these depend on a prompt's length; `scores.LengthModel`.
+        length_model: [2, K, J], how these depend on a prompt's length; `scores.LengthModel`.
         languages: the L languages that anchors were in.
         language_readers, language_bias, language_moments: [L, W], [L] and [L, K, 2]; `languages.Languages`.
         anchor_scores: [N, K], the scores of the benign anchors that aren't mentions, each left out of its own fit.
@@ -205,7 +205,7 @@ _SHAPES = {
     "token_moments": "2",
     "reading_moments": "4K2",
     "score_moments": "K2",
-    "length_model": "2K2",
+    "length_model": "2KJ",
     "language_readers": "LW",
     "language_bias": "L",
     "language_moments": "LK2",
@@ -215,7 +215,7 @@ _SHAPES = {
     "bank": "MW",
     "bank_spacing": "M",
 }
-"""The tensors of a file; K names, Q quantiles, N anchors, L languages, M states of the bank."""
+"""The tensors of a file; K names, J knots, Q quantiles, N anchors, L languages, M states of the bank."""
 
 
 def pack(slot: SlotAlignment) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -245,7 +245,7 @@ def packed_fault(entries: Mapping[str, tuple], metadata: Mapping[str, Any]) -> s
         return "the metadata's languages are not codes such as en"
     if not isinstance(metadata.get("fit"), dict) or not isinstance(metadata.get("direction"), dict):
         return "the metadata's fit or direction is not an object"
-    sizes = {"K": len(names), "2": 2, "4": 4, "Q": len(QUANTILES), "W": entries["center"][1][0], "L": len(languages)}
+    sizes = {"K": len(names), "J": len(KNOTS), "2": 2, "4": 4, "Q": len(QUANTILES), "W": entries["center"][1][0], "L": len(languages)}
     sizes |= {"N": entries["anchor_everyday"][1][0], "M": entries["bank_spacing"][1][0]}
     for name, letters in _SHAPES.items():
         shape = entries[name][1]

@@ -142,8 +142,8 @@ def graded(
 ) -> Moved:
     """As strong as the prompt is unsafe: h + strength * alpha * v, and above the threshold landing as `gate` does.
 
-    The strength grows from 0 at the floor to 1 at the threshold, and landing from 0 at the threshold to 1 at LANDED. Below the
-    floor nothing changes; there is no jump anywhere.
+    The strength, a power of the grade, grows from 0 at the floor to 1 at the threshold, and landing from 0 there to 1 at
+    LANDED. Below the floor nothing changes; there is no jump anywhere.
     """
     assert verdict is not None
     names = slot.chosen(settings.categories)

@@ -16,8 +16,12 @@ FLOOR = 0.5
 """Share of everyday harmless prompts that lie below the floor, where grading begins: the median one is left as it is."""
 
 
+STEEPNESS = 8
+"""The power of the grade that graded steering's strength is: nearly nothing for most harmless prompts, and most of it where a
+prompt comes near the threshold. At equal drift 4 to 12 leave a probe as many attacks, 1 three times as many (docs/log.md)."""
+
 LANDED = 1.25
-"""Grade from which graded steering lands in full."""
+"""Grade from which graded steering lands in full. Between 1 and it a harmless prompt that is flagged by little moves little."""
 
 
 class Verdict(NamedTuple):
@@ -34,7 +38,7 @@ class Verdict(NamedTuple):
     @property
     def strength(self) -> Tensor:
         """How much of graded steering's shift they get: 0 up to the floor, 1 from the threshold on."""
-        return self.grade.clamp(0, 1)
+        return self.grade.clamp(0, 1) ** STEEPNESS
 
     @property
     def landing(self) -> Tensor:

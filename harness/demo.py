@@ -11,9 +11,10 @@ from typing import Any
 
 from .environment import EnvironmentFailure
 from .server import PACK, ROOT, GraphError, Progress, Result, Server, ServerError
+from .templates import FOLDER
 from .workflow import to_api
 
-WORKFLOW = ROOT / "workflows" / "try-with-small-encoder.json"
+WORKFLOW = ROOT / FOLDER / "safety-every-step-small-encoder.json"
 REPORT = ROOT / "demo-output" / "report.html"
 PROMPTS = ("unsafe prompt", "benign prompt")
 ALPHAS = (0.0, 1.0, 3.0, 5.0, 7.0)

@@ -15,6 +15,7 @@ from .judge import JudgeImages
 from .load import LoadSafetyDirection, load_by_name, register_folder
 from .page import add_routes
 from .refusal import SafetyDirectionRefusal
+from .safety_direction import SafetyDirection
 from .share import LoadAlignedDirection, SaveAlignedDirection
 from .small_encoder import LoadSmallTextEncoder
 from .sweep import LabelGrid, StrengthSweep
@@ -31,6 +32,7 @@ class SafetyDirections(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [
+            SafetyDirection,
             LoadSafetyDirection,
             AlignSafetyDirection,
             ApplySafetyDirection,

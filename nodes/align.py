@@ -5,8 +5,13 @@ from __future__ import annotations
 from comfy_api.latest import io, ui
 
 from ..directions.align import METHODS
+from ..directions.alignment import Alignment
 from . import encoders
+from .settings import ADVANCED
 from .sockets import CATEGORY, Aligned, Direction
+
+SECONDS = 60.0
+"""How long aligning may take, about, if nobody says otherwise."""
 
 
 class AlignSafetyDirection(io.ComfyNode):
@@ -32,12 +37,12 @@ class AlignSafetyDirection(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "seconds",
-                    default=60.0,
+                    default=SECONDS,
                     min=0.0,
                     max=36000.0,
                     step=1.0,
                     optional=True,
-                    extra_dict={"advanced": True},  # an argument of its own from ComfyUI 0.24 on
+                    extra_dict=ADVANCED,
                     tooltip="How long aligning may take, about, the first time: as many of the harmless prompts are read as "
                     "fit into it. 0 reads all of them, however long it takes.",
                 ),
@@ -46,12 +51,16 @@ class AlignSafetyDirection(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, direction, clip, method: str, seconds: float = 60.0) -> io.NodeOutput:
+    def execute(cls, direction, clip, method: str, seconds: float = SECONDS) -> io.NodeOutput:
         aligned = encoders.align_encoder(clip, direction, method, seconds or None)
-        if not aligned.unread_languages:
-            return io.NodeOutput(aligned)
-        text = (
-            f"This text encoder doesn't read {', '.join(aligned.unread_languages)}: "
-            "in prompts of these languages nothing unsafe is found."
-        )
-        return io.NodeOutput(aligned, ui=ui.PreviewText(text))
+        return io.NodeOutput(aligned, ui=unread(aligned))
+
+
+def unread(aligned: Alignment) -> ui.PreviewText | None:
+    """What a node shows about the languages that its text encoder doesn't read."""
+    if not aligned.unread_languages:
+        return None
+    return ui.PreviewText(
+        f"This text encoder doesn't read {', '.join(aligned.unread_languages)}: "
+        "in prompts of these languages nothing unsafe is found."
+    )

@@ -32,6 +32,7 @@ class ApplySafetyDirection(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.001,
+                    extra_dict=settings.ADVANCED,
                     tooltip="Sampling progress (0 to 1) at which steering begins.",
                 ),
                 io.Float.Input(
@@ -40,6 +41,7 @@ class ApplySafetyDirection(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.001,
+                    extra_dict=settings.ADVANCED,
                     tooltip="Sampling progress (0 to 1) at which steering ends.",
                 ),
                 settings.on_flag_input(),
@@ -47,7 +49,12 @@ class ApplySafetyDirection(io.ComfyNode):
             outputs=[
                 io.Conditioning.Output(
                     display_name="conditioning", tooltip="Steered; a harmless prompt comes out as it was in gate mode."
-                )
+                ),
+                io.Boolean.Output(display_name="flagged", tooltip="Whether the score is over the budget's threshold."),
+                io.Float.Output(
+                    display_name="score",
+                    tooltip="Of the whole prompt, in benign standard deviations; higher is more unsafe.",
+                ),
             ],
         )
 
@@ -62,6 +69,8 @@ class ApplySafetyDirection(io.ComfyNode):
         shown = {
             "safety_direction": ({"state": "double" if encoders.is_steered(conditioning, aligned) else "aligned"},)
         }
-        return io.NodeOutput(
-            encoders.steer_conditioning(conditioning, aligned, how, start_percent, end_percent, on_flag), ui=shown
-        )
+        steered = encoders.steer_conditioning(conditioning, aligned, how, start_percent, end_percent, on_flag)
+        now, before = encoders.inspect_conditioning(conditioning, aligned, budget) if conditioning else (None, None)
+        reading = before or now
+        flagged = encoders.flag_of(steered, aligned) is not None
+        return io.NodeOutput(steered, flagged, reading.score if reading else 0.0, ui=shown)

@@ -34,6 +34,7 @@ class SafetyDirectionGuard(io.ComfyNode):
                     options=["positive", "both"],
                     default="positive",
                     optional=True,
+                    extra_dict=settings.ADVANCED,
                     tooltip="positive: a negative prompt keeps its force (below cfg 1, where it is what gets "
                     "generated, it is steered too). both: always both.",
                 ),
@@ -42,6 +43,7 @@ class SafetyDirectionGuard(io.ComfyNode):
                     "strict",
                     default=False,
                     optional=True,
+                    extra_dict=settings.ADVANCED,
                     tooltip="Lets only conditioning pass that was steered with these very settings. For hosts; off, "
                     "any settings of the same direction will do.",
                 ),

@@ -36,6 +36,15 @@ def load_by_name(name: str) -> DirectionFile:
     return load(name, folders())
 
 
+def direction_input() -> io.Input:
+    """The picker; the page shows the chosen file's facts below it."""
+    return io.Combo.Input(
+        "direction",
+        options=list(available(folders())),
+        tooltip="A file from the pack's library or from models/safety_directions.",
+    )
+
+
 class LoadSafetyDirection(io.ComfyNode):
     """A direction file, by name, from the pack's library or models/safety_directions."""
 
@@ -47,13 +56,7 @@ class LoadSafetyDirection(io.ComfyNode):
             category=CATEGORY,
             description="Loads a safety direction: what a language model learned about safe and unsafe prompts.",
             search_aliases=["nsfw", "safe", "censor", "safety filter", "concept slider"],
-            inputs=[
-                io.Combo.Input(
-                    "direction",
-                    options=list(available(folders())),
-                    tooltip="A file from the pack's library or from models/safety_directions.",
-                )
-            ],
+            inputs=[direction_input()],
             outputs=[Direction.Output(display_name="direction", tooltip="For Align Safety Direction.")],
         )
 

@@ -8,6 +8,9 @@ from ..directions.steer import MODES, SteeringSettings
 
 ON_FLAG = ("steer", "refuse")
 
+ADVANCED = {"advanced": True}
+"""Of inputs that few need, which the page may fold away; an argument of its own from ComfyUI 0.24 on."""
+
 
 def steering_inputs() -> list[io.Input]:
     """Mode, strength, budget and categories; see `steering_settings`."""
@@ -17,7 +20,8 @@ def steering_inputs() -> list[io.Input]:
             options=list(MODES),
             default="gate",
             tooltip="gate: only prompts over the budget's threshold, landing among harmless states. "
-            "add: every prompt, as in the paper. project: one-sided, to the harmless level.",
+            "graded: strength grows with the prompt's score. add: every prompt, as in the paper. "
+            "project: one-sided, to the harmless level.",
         ),
         io.Float.Input(
             "alpha",

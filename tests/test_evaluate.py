@@ -134,6 +134,20 @@ def test_without_steering_its_nodes_are_routed_round():
     assert drawn["6"]["inputs"]["model"] == ["1", 0] and drawn["6"]["inputs"]["positive"] == ["2", 0]
 
 
+def test_without_steering_the_one_node_stays_only_where_its_alignment_is_used():
+    one = {
+        "1": graph()["1"],
+        "one": {"class_type": "SafetyDirection", "inputs": {"model": ["1", 0], "clip": ["1", 1], "mode": "gate"}},
+        "2": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["one", 1], "text": "{prompt}"}},
+        "6": {"class_type": "KSampler", "inputs": {"model": ["one", 0], "positive": ["2", 0], "seed": 5}},
+    }
+    drawn = Workflow(one).graph("a dog", 1, None)
+    assert set(drawn) == {"1", "2", "6"}
+    assert (drawn["2"]["inputs"]["clip"], drawn["6"]["inputs"]["model"]) == (["1", 1], ["1", 0])
+    inspect = {"class_type": "SafetyDirectionInspect", "inputs": {"conditioning": ["2", 0], "aligned": ["one", 2]}}
+    assert set(Workflow(one | {"look": inspect}).graph("a dog", 1, None)) == {"1", "2", "6", "one", "look"}
+
+
 @given(st.permutations(range(4)), st.integers(0, 15))
 def test_a_chain_of_nodes_keeps_its_order_without_the_steering_ones(order, steering):
     """Nodes 0 to 3 in a chain, listed in any order; those whose bit is set steer, and go."""
@@ -143,7 +157,7 @@ def test_a_chain_of_nodes_keeps_its_order_without_the_steering_ones(order, steer
         for i in order
     }
     ends = {
-        "2nd": graph()["2"],
+        "2nd": {"class_type": "CLIPTextEncode", "inputs": {"text": "{prompt}"}},
         "end": {"class_type": "KSampler", "inputs": {"positive": ["3", 0], "seed": 1}},
         "also": graph()["3"],
     }

@@ -82,14 +82,14 @@ def test_the_archive_holds_what_runs_and_is_small(archive):
         "directions",
         "nodes",
         "web",
-        "workflows",
+        "example_workflows",
         "locales",
         "subgraphs",
     }
     wanted = {
         name
         for name in files_of_the_repository()
-        if name.startswith(("directions/", "nodes/", "web/", "workflows/", "locales/", "subgraphs/"))
+        if name.startswith(("directions/", "nodes/", "web/", "example_workflows/", "locales/", "subgraphs/"))
     }
     assert wanted <= names and {"__init__.py", "pyproject.toml", "LICENSE", "README.md"} <= names
 

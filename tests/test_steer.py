@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from directions.bank import land, spacing_of
-from directions.scores import NEAR, SHARPNESS, TOP
+from directions.scores import KNOTS, NEAR, SHARPNESS, TOP
 from directions.steer import FAR, FAR_BEHIND, MODES, STOP, SURE, TOKEN_MARGINS
-from directions.verdict import LANDED
+from directions.verdict import LANDED, STEEPNESS
 
 
 def test_positive_scores_are_unsafe(planted, aligned):
@@ -113,8 +113,14 @@ def _defined(slot, tokens):
         together = lower(standard(sum(both) / len(both), highest, k), standard(sum(whole) / n, pooled, k))
         by_name.append(standard(together, slot.score_moments, k))
     scores = [by_name[0] + max(by_name[1:]), *by_name[1:]]
-    (mean, spread), length = slot.length_model.tolist(), math.log(n)
-    scores = [(s - a - b * length) / math.exp(c + d * length) for s, (a, b), (c, d) in zip(scores, mean, spread)]
+    place = min(max(math.log2(n / KNOTS[0]), 0), len(KNOTS) - 1)
+    shares = [max(0, 1 - abs(place - knot)) for knot in range(len(KNOTS))]
+
+    def at(levels):
+        return sum(share * level for share, level in zip(shares, levels))
+
+    mean, spread = slot.length_model.tolist()
+    scores = [(score - at(a)) / math.exp(at(b)) for score, a, b in zip(scores, mean, spread)]
     middle = sum(tokens) / n
     language = int((middle @ slot.language_readers.T + slot.language_bias).argmax())
     return [standard(score, slot.language_moments[language], k) for k, score in enumerate(scores)]
@@ -232,12 +238,13 @@ def test_half_of_everyday_prompts_lie_below_the_floor(planted, aligned):
     assert sum(same) / len(same) == pytest.approx(0.5, abs=0.06)
 
 
-def test_between_floor_and_threshold_graded_adds_the_share_of_alpha_that_the_grade_is(aligned):
+def test_between_floor_and_threshold_graded_adds_a_power_of_the_grade_times_alpha(aligned):
     states = between(aligned, 0.05, 0.95)
     grade = aligned.verdict(states, 0.05).grade
     shift = aligned.steer(states, 8.0, "graded", budget=0.05) - states
     assert len(states) > 10
-    assert torch.allclose(shift, grade[:, None, None] * 8.0 * aligned.slot.vector(("global",)), atol=1e-4)
+    strength = grade[:, None, None] ** STEEPNESS
+    assert torch.allclose(shift, strength * 8.0 * aligned.slot.vector(("global",)), atol=1e-4)
 
 
 def test_far_above_the_threshold_graded_is_the_gate(aligned):

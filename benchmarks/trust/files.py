@@ -29,6 +29,7 @@ from directions.alignment import STATES, Alignment, load_aligned, load_aligned_e
 from directions.direction import Direction, read_direction
 from directions.files import METADATA_KEY, DirectionFormatError
 from directions.place import Place
+from directions.scores import KNOTS
 from directions.slot import QUANTILES, SlotAlignment
 from directions.special_tokens import REST, SpecialTokenBank
 from directions.steer import SteeringSettings, steer
@@ -67,7 +68,7 @@ def samples() -> list[tuple[int, Any]]:
         token_moments=torch.ones(2),
         reading_moments=torch.ones(4, 2, 2),
         score_moments=torch.ones(2, 2),
-        length_model=torch.zeros(2, 2, 2),
+        length_model=torch.zeros(2, 2, len(KNOTS)),
         languages=("en", "zh-tw"),
         language_readers=torch.randn(2, width, generator=draw),
         language_bias=torch.randn(2, generator=draw),

@@ -12,7 +12,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any, Callable, Mapping
 
-from ..graph import STEERING, Graph, bypassed, steering_nodes
+from ..graph import STEERING, Graph, bypassed, steering_nodes, without
 
 PLACEHOLDER = "{prompt}"
 
@@ -109,9 +109,7 @@ class Workflow:
             for name, value in (steering or {}).items():
                 self._set(graph, node, name, value)
         if steering is None:
-            graph = bypassed(graph, self.steering)
-            for node in self.steering:
-                del graph[node]
+            graph = without(bypassed(graph, self.steering), self.steering)
         return graph
 
     def _set(self, graph: Graph, node: str, name: str, value: Any) -> None:

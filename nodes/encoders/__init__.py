@@ -24,7 +24,7 @@ from .clip import steer_clip
 from .entry import StaleAlignment
 from .flag import Refused
 from .guard import guard_model
-from .marks import is_steered
+from .marks import flag_of, is_steered
 from .minilm import load_minilm
 from .places import Unsteerable
 from .reading import Reading, inspect_conditioning, prompt_words
@@ -40,6 +40,7 @@ __all__ = [
     "Unsteerable",
     "align_encoder",
     "check_encoder",
+    "flag_of",
     "guard_model",
     "inspect_conditioning",
     "is_steered",

@@ -134,7 +134,8 @@ def _affordable_anchors(clip: Any, direction: Direction, layout: Layout, seconds
     tokens = [layout.tokenize(prompts[i]) for i in drawn]
     encode(clip, tokens[0])  # the first pass loads the weights
     start, read = time.monotonic(), 0
-    for read, _ in enumerate(BatchReader(clip, layout.states).read(tokens), 1):
+    for _ in BatchReader(clip, layout.states).read(tokens):
+        read += 1
         if time.monotonic() - start > seconds / 4:
             break
     return max(FEWEST, int(seconds * read / (time.monotonic() - start)))

@@ -34,8 +34,9 @@ class _SteeredEncode:
         return cond, extras.pop("pooled_output"), extras, *rest[1:]
 
 
-def steer_clip(clip: Any, aligned: Alignment, settings: SteeringSettings, on_flag: str = "steer") -> Any:
-    """A clone of a CLIP that steers what it encodes; the same direction's earlier steering is replaced.
+def steer_clip(clip: Any, aligned: Alignment, settings: SteeringSettings, on_flag: str = "steer", node: str = CLIP) -> Any:
+    """A clone of a CLIP that steers what it encodes; the same direction's earlier steering is replaced. `node` is who
+    does it, for messages.
 
     Raises:
         ValueError: no CLIP.
@@ -44,7 +45,7 @@ def steer_clip(clip: Any, aligned: Alignment, settings: SteeringSettings, on_fla
     inner = clip.patcher.get_model_object(ENCODE)
     if isinstance(inner, _SteeredEncode) and sha_of(inner.steering.aligned) == sha_of(aligned):
         inner = inner.inner
-    steering, layout = Steering(CLIP, aligned, settings, on_flag), Layout.known(clip, aligned.places)
+    steering, layout = Steering(node, aligned, settings, on_flag), Layout.known(clip, aligned.places)
     steered = clip.clone()
     steered.patcher.add_object_patch(ENCODE, _SteeredEncode(inner, steering, layout))
     return steered

@@ -112,7 +112,8 @@ def own_states(entry: Entry, aligned: Alignment, masks: Mapping[str, Tensor] | N
         own = states[:, content]
         if not torch.isfinite(own.float().sum()):  # a sum is quicker, and no sum of states overflows
             raise ValueError(
-                f"this conditioning's {name} has NaN or infinite values: its text encoder overflowed; load it in another precision"
+                f"this conditioning's {name} has NaN or infinite values: its text encoder overflowed; "
+                "load it in another precision"
             )
         found[name] = Own(own, mask.to(states.device)[:, content].expand(own.shape[:2]), content)
     return found

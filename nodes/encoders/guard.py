@@ -27,6 +27,7 @@ def guard_model(
     side: str = "positive",
     on_flag: str = "steer",
     strict: bool = False,
+    node: str = GUARD,
 ) -> Any:
     """A clone of a MODEL that steers the conditioning of every sampling run.
 
@@ -35,6 +36,7 @@ def guard_model(
         side: "positive" (and the negative side below cfg 1, where it is what gets generated) or "both".
         strict: let only conditioning pass that was steered with these very settings, and steer the negative side too where
             other code than ComfyUI's own formula weighs it.
+        node: its name, for messages.
     """
 
     def sample(executor: Any, *args, **kwargs) -> Any:
@@ -46,7 +48,7 @@ def guard_model(
             act = _give_back if avoided and not weighed else _guard_entry
             # What may be meant as a negative prompt is steered, but no reason to refuse.
             flag = "steer" if avoided else on_flag
-            guider.conds[name] = [as_cond(act(as_entry(cond), aligned, settings, flag, strict)) for cond in conds]
+            guider.conds[name] = [as_cond(act(as_entry(cond), aligned, settings, flag, strict, node)) for cond in conds]
         return executor(*args, **kwargs)
 
     key = "safety_direction" + (".strict" if strict else "")
@@ -117,28 +119,28 @@ def as_cond(entry: Entry) -> Mapping[str, Any]:
 
 
 def _guard_entry(
-    entry: Entry, aligned: Alignment | None, settings: SteeringSettings, on_flag: str, strict: bool
+    entry: Entry, aligned: Alignment | None, settings: SteeringSettings, on_flag: str, strict: bool, node: str
 ) -> Entry:
     carried_marks = carried(entry)
     fitted = carried_marks[-1].aligned if carried_marks else aligned
     if fitted is None:
         raise ValueError(
-            f"{GUARD}: a conditioning that reaches the sampler carries no alignment. Connect Align Safety Direction "
-            f"to the Guard, "
-            "or encode the prompts with a Safety Direction CLIP. (A model that takes no text can't be guarded.)"
+            f"{node}: a conditioning that reaches the sampler carries no alignment. Connect a CLIP to Safety Direction "
+            "(or Align Safety Direction to the Guard), or encode the prompts with a CLIP that steers. "
+            "(A model that takes no text can't be guarded.)"
         )
     for mark in carried_marks:  # also where the states have changed since
-        act_on(mark.flag, GUARD, on_flag, settings.mode)
+        act_on(mark.flag, node, on_flag, settings.mode)
     if any(
         sha_of(mark.aligned) == sha_of(fitted) and (mark.settings == settings or not strict) for mark in marks(entry)
     ):
         return entry
     try:
-        return Steering(GUARD, fitted, settings, on_flag)(entry)
+        return Steering(node, fitted, settings, on_flag)(entry)
     except Refused:
         raise
     except ValueError as error:
-        raise type(error)(f"{GUARD}: {error}") from None
+        raise type(error)(f"{node}: {error}") from None
 
 
 def _give_back(entry: Entry, *_: Any) -> Entry:

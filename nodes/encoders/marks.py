@@ -155,6 +155,12 @@ def before_steering(entry: Entry, aligned: Alignment) -> Entry | None:
     return record.before if record and not record.host else None
 
 
+def flag_of(conditioning: list, aligned: Alignment) -> Flag | None:
+    """Why the direction of `aligned` flagged an entry of a conditioning list that it steered; None where it flagged none."""
+    found = [mark_of((cond, extras), aligned) for cond, extras in conditioning]
+    return next((mark.flag for mark in found if mark and mark.flag), None)
+
+
 def is_steered(conditioning: list, aligned: Alignment) -> bool:
     """Whether the direction of `aligned` already steered an entry of a conditioning list."""
     return any(mark_of((cond, extras), aligned) is not None for cond, extras in conditioning)

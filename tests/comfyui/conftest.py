@@ -22,7 +22,8 @@ def server() -> Iterator[Server]:
 @pytest.fixture(scope="session")
 def tiny() -> Iterator[Server]:
     """Another, with a tiny image model of random weights, a direction of few anchors and a classifier to judge by."""
-    packs = {PACK: ROOT, "tiny_image_model": ROOT / "tests" / "comfyui" / "tiny_image_model"}
+    here = ROOT / "tests" / "comfyui"
+    packs = {PACK: ROOT, "tiny_image_model": here / "tiny_image_model", "watch": here / "watch"}
     with Server(packs=packs, variables={"OMP_NUM_THREADS": "1"}) as running:
         folder = running.base / "models" / "safety_directions"
         folder.mkdir(exist_ok=True)

@@ -111,6 +111,13 @@ def own_nodes():
     )  # fmt: skip
 
 
+def one_node():
+    """A client that brings the pack's one node, set to do nothing."""
+    how = {"mode": "add", "alpha": 0.0, "budget": 0.0, "categories": "", "direction": "smollm2-135m-instruct"}
+    graph = base(one=node("SafetyDirection", model=["ckpt", 0], clip=["ckpt", 1], **how))
+    return linked(graph, pos__clip=["one", 1], neg__clip=["one", -2], k__model=["one", -3])
+
+
 def anything():
     graph = base(
         x=node("Anything", value=["ckpt", 1]), y=node("Anything", value=["x", 0]), m=node("Anything", value=["ckpt", 0])
@@ -169,6 +176,7 @@ GRAPHS = {
     "anything goes": anything,
     "split loaders": split,
     "the pack's own nodes": own_nodes,
+    "the pack's one node": one_node,
 }  # fmt: skip
 
 
@@ -229,7 +237,7 @@ def test_a_queued_graph_comes_out_steered_only_in_host_mode(plain, host, name):
 def test_all_graphs_are_steered_alike(host):
     steered = [
         run(host, GRAPHS[name]())[0]
-        for name in ("KSamplerAdvanced", "CFGGuider", "split loaders", "the pack's own nodes", "anything goes")
+        for name in ("KSamplerAdvanced", "CFGGuider", "split loaders", "the pack's own nodes", "the pack's one node", "anything goes")
     ]
     assert all(torch.equal(steered[0], other) for other in steered[1:])
 

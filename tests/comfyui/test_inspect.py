@@ -67,3 +67,20 @@ def test_apply_says_whether_it_steered_or_found_it_steered(tiny):
     twice["steered"]["inputs"]["conditioning"] = ["again", 0]
     result = tiny.queue(twice)
     assert (shown(result, "apply")["state"], shown(result, "again")["state"]) == ("aligned", "double")
+
+
+@pytest.mark.parametrize(("prompt", "budget", "flagged"), [(UNSAFE, 0.5, True), ("a red bicycle", 0.0, False)])
+def test_apply_gives_the_verdict_and_the_score_before_steering_also_when_it_was_steered_before(tiny, prompt, budget, flagged):
+    asked = graph(prompt, mode="gate", budget=budget)
+    asked["again"] = {
+        "class_type": "SafetyDirectionApply",
+        "inputs": asked["apply"]["inputs"] | {"conditioning": ["apply", 0]},
+    }
+    for node in ("apply", "again"):
+        for name, slot in (("flagged", 1), ("score", 2)):
+            asked[f"{node} {name}"] = {"class_type": "PreviewAny", "inputs": {"source": [node, slot]}}
+    result = tiny.queue(asked)
+    said = {name: "".join(result.outputs[name]["text"]) for name in asked if "PreviewAny" == asked[name]["class_type"]}
+    assert said["apply flagged"] == said["again flagged"] == str(flagged)
+    assert said["apply score"] == said["again score"]
+    assert round(float(said["apply score"]), 2) == shown(result, "plain")["after"]["global"]["score"]

@@ -27,7 +27,7 @@ POLICY = {"direction": "smollm2-135m-instruct", "on_flag": "steer", "log": "safe
 
 
 def demo(server: Server):
-    workflow = json.loads((ROOT / "workflows" / "try-with-small-encoder.json").read_text(encoding="utf-8"))
+    workflow = json.loads((ROOT / "example_workflows" / "safety-start-here-no-nsfw.json").read_text(encoding="utf-8"))
     return server.queue(to_api(workflow, server.object_info()))
 
 
@@ -125,7 +125,7 @@ def test_the_manager_clones_it_and_installs_nothing_else(from_git):
 
 def test_every_node_is_there_and_the_demo_workflow_runs(from_git):
     assert NODES and NODES <= set(from_git.during)
-    assert from_git.result.images and any("\tflagged" in text for text in said(from_git.result))
+    assert any("flagged: score" in text for text in said(from_git.result))
 
 
 def test_deleting_it_leaves_comfyui_as_it_was(from_git):
@@ -145,8 +145,7 @@ def test_deleting_it_leaves_comfyui_as_it_was(from_git):
 
 def test_the_archive_runs_beside_a_copy_of_itself_and_a_pack_with_the_same_module_names(awkward, from_git):
     assert NODES <= set(awkward.info) and awkward.info["KSampler"] == from_git.during["KSampler"]
-    assert awkward.result.images
-    assert any("\tflagged" in text for text in said(from_git.result))
+    assert any("flagged: score" in text for text in said(awkward.result))
 
 
 def test_in_host_mode_two_copies_route_a_graph_once(awkward):
@@ -173,4 +172,4 @@ def test_a_read_only_folder_with_spaces_and_other_letters_is_never_written(awkwa
 
 def test_help_is_served_and_templates_also_from_an_awkward_folder_name(awkward):
     assert awkward.help == (ROOT / "web" / "docs" / "SafetyDirectionApply.md").read_text(encoding="utf-8")
-    assert sorted(awkward.templates[AWKWARD]) == [path.stem for path in sorted((ROOT / "workflows").glob("*.json"))]
+    assert sorted(awkward.templates[AWKWARD]) == [path.stem for path in sorted((ROOT / "example_workflows").glob("*.json"))]

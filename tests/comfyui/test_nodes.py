@@ -139,9 +139,10 @@ def test_wrong_inputs_name_the_node_and_the_fault(server, change, node, message)
 
 
 def test_the_shipped_workflow_that_needs_no_large_weights_runs(server):
-    workflow = json.loads((ROOT / "workflows" / "try-with-small-encoder.json").read_text(encoding="utf-8"))
+    workflow = json.loads((ROOT / "example_workflows" / "safety-start-here-no-nsfw.json").read_text(encoding="utf-8"))
     result = server.queue(to_api(workflow, server.object_info()))
-    assert result.images
+    (inspected,) = (shown["safety_direction"][0] for shown in result.outputs.values() if "safety_direction" in shown)
+    assert inspected["before"] and not inspected["flagged"]
 
 
 def test_every_node_has_help_and_a_tooltip_on_every_setting(server):

@@ -27,13 +27,13 @@ def test_node_ids_inputs_and_outputs_stay_as_old_workflows_know_them(tiny):
 
 def translated(english, foreign):
     """In another language, with the same numbers, paths and option names, which are typed as they are."""
-    fixed = r"(?a)\d+(?:\.\d+)?|models/\w+|<\w+>|pip install \w+|\b(?:gate|add|project|auto|steer|refuse|both)\b(?=:)"
+    fixed = r"(?a)\d+(?:\.\d+)?|models/\w+|<\w+>|pip install \w+|\b(?:gate|graded|add|project|auto|steer|refuse|both)\b(?=:)"
     return foreign != english and sorted(re.findall(fixed, english)) == sorted(
         re.findall(fixed, foreign.replace(" :", ":").replace("：", ":"))
     )
 
 
-@pytest.mark.parametrize("language", ["zh", "ja", "ko", "fr", "de", "es"])
+@pytest.mark.parametrize("language", ["zh", "zh-TW", "ja", "ko", "fr", "es", "pt-BR", "ru", "tr", "ar"])
 def test_every_name_and_tooltip_is_translated(tiny, language):
     known = ask(tiny, "/i18n")[language]["nodeDefs"]
     found = nodes(tiny.object_info())
@@ -61,5 +61,5 @@ def test_every_input_has_a_tooltip_and_every_node_that_steers_can_be_found(tiny)
         for group in ("required", "optional"):
             for key, spec in node["input"].get(group, {}).items():
                 assert spec[1].get("tooltip"), f"{name}.{key}"
-        if name in ("SafetyDirectionApply", "SafetyDirectionCLIP", "SafetyDirectionGuard", "SafetyDirectionLoad"):
+        if name in ("SafetyDirection", "SafetyDirectionApply", "SafetyDirectionCLIP", "SafetyDirectionGuard", "SafetyDirectionLoad"):
             assert {"nsfw", "safe", "censor", "concept slider"} <= set(node["search_aliases"]), name

@@ -126,7 +126,7 @@ def test_a_pooled_output_of_another_width_says_so(encoders, encoder, settings, c
 )
 def test_the_guard_says_that_it_was_the_guard(encoders, encoder, settings, bad, words):
     with pytest.raises(ValueError, match=words):
-        encoders.guard._guard_entry(bad, encoder, settings, "steer", False)
+        encoders.guard._guard_entry(bad, encoder, settings, "steer", False, "Safety Direction Guard")
 
 
 @pytest.mark.parametrize(("value", "where"), [(torch.nan, "cond"), (torch.inf, "pooled_output")])

@@ -3,6 +3,8 @@
 import { api } from "../../../scripts/api.js";
 
 const BYPASSED = 4;
+const ONE = "SafetyDirection"; // loads, aligns, steers and guards by itself
+const STEERS_CLIP = [ONE, "SafetyDirectionCLIP"];
 const known = new Map();
 
 /** What the server says about a file, or null. Asked once, and again after `forget`. */
@@ -46,18 +48,25 @@ function follow(graph, id) {
 
 /** Where a node's alignment comes from, as [kind, name] for `facts`; null where the graph doesn't tell. */
 export function source(node) {
-  const from = origin(node, "aligned")?.node ?? (node?.type === "SafetyDirectionAlign" ? node : null);
+  const own = node?.type === "SafetyDirectionAlign" || node?.type === ONE;
+  const from = origin(node, "aligned")?.node ?? (own ? node : null);
+  if (from?.type === ONE) return ["direction", widget(from, "direction")?.value];
   if (from?.type === "SafetyDirectionLoadAligned") return ["aligned", widget(from, "name")?.value];
   const direction = from && origin(from, "direction")?.node;
   if (direction?.type === "SafetyDirectionLoad") return ["direction", widget(direction, "direction")?.value];
   return null;
 }
 
-/** "node:output" of the CLIP behind an input, under any Safety Direction CLIP. */
+/** "node:output" of the CLIP behind an input, under any node that steers it. */
 function clipRoot(node, name = "clip") {
   const from = origin(node, name);
-  if (from?.node.type === "SafetyDirectionCLIP") return clipRoot(from.node);
+  if (STEERS_CLIP.includes(from?.node.type)) return clipRoot(from.node);
   return from && `${from.node.id}:${from.slot}`;
+}
+
+/** The node that steers the CLIP which a node takes, in a list; an empty one where none does. */
+function steersClip(node) {
+  return [origin(node, "clip")?.node].filter((one) => STEERS_CLIP.includes(one?.type));
 }
 
 /** The encode nodes and the steering nodes that a conditioning went through. */
@@ -80,14 +89,15 @@ function behind(node, name) {
 
 /** "aligned", "stale" (fitted to another CLIP) or "double" (steered by this direction before); "" where the graph doesn't tell. */
 export function state(node) {
+  const same = (other) => String(source(other)) === String(source(node));
+  if (node.type === ONE) return !clipRoot(node) ? "" : steersClip(node).some(same) ? "double" : "aligned";
   const fitted = origin(node, "aligned")?.node;
   if (!fitted) return "";
-  const clip = fitted.type === "SafetyDirectionAlign" ? clipRoot(fitted) : null;
+  const clip = fitted.type === "SafetyDirectionAlign" || fitted.type === ONE ? clipRoot(fitted) : null;
   if (node.type === "SafetyDirectionCLIP") return clip && clipRoot(node) && clip !== clipRoot(node) ? "stale" : "aligned";
   if (node.type === "SafetyDirectionGuard") return origin(node, "model")?.node.type === "SafetyDirectionGuard" ? "double" : "aligned";
   const { encoders, steering } = behind(node, "conditioning");
-  const through = encoders.map((one) => origin(one, "clip")?.node).filter((one) => one?.type === "SafetyDirectionCLIP");
-  const same = (other) => String(source(other)) === String(source(node));
+  const through = encoders.flatMap(steersClip);
   if ([...steering, ...through].some(same)) return "double";
   const roots = encoders.map((one) => clipRoot(one)).filter(Boolean);
   return clip && roots.length && !roots.includes(clip) ? "stale" : "aligned";

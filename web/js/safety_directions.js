@@ -6,9 +6,9 @@ import { facts, forget, source, state, widget } from "./graph.js";
 import { draw } from "./preview.js";
 import { addPanel, addStyle, element } from "./style.js";
 
-const STEERING = ["SafetyDirectionApply", "SafetyDirectionCLIP", "SafetyDirectionGuard"];
-const CATEGORIES = { SafetyDirectionApply: "categories", SafetyDirectionCLIP: "categories", SafetyDirectionGuard: "categories", SafetyDirectionSweep: "categories", SafetyDirectionInspect: "category" };
-const FILES = { SafetyDirectionLoad: ["direction", "direction"], SafetyDirectionLoadAligned: ["aligned", "name"] };
+const STEERING = ["SafetyDirection", "SafetyDirectionApply", "SafetyDirectionCLIP", "SafetyDirectionGuard"];
+const CATEGORIES = { SafetyDirection: "categories", SafetyDirectionApply: "categories", SafetyDirectionCLIP: "categories", SafetyDirectionGuard: "categories", SafetyDirectionSweep: "categories", SafetyDirectionInspect: "category" };
+const FILES = { SafetyDirection: ["direction", "direction"], SafetyDirectionLoad: ["direction", "direction"], SafetyDirectionLoadAligned: ["aligned", "name"] };
 const READING = "safety_direction_reading";
 const BADGES = {
   aligned: ["aligned", "#2f7d54"],
@@ -111,6 +111,17 @@ function addCategories(node, name) {
   }
 }
 
+/** What a run of a node found worth saying: which languages its text encoder doesn't read. */
+function addRemark(node) {
+  let panel;
+  chain(node, "onExecuted", (output) => {
+    const text = [output?.text ?? []].flat().join(" ");
+    if (!text && !panel) return;
+    panel ??= addPanel(node, "remark");
+    panel.show(element("div", { className: "faint" }, text));
+  });
+}
+
 /** A prompt that comes through a link shows nothing here; it takes a line, not the node's free height. */
 function shrinkLinkedPrompt(node) {
   const { options } = widget(node, "prompt") ?? {};
@@ -174,6 +185,7 @@ app.registerExtension({
     if (FILES[type]) addFacts(node, FILES[type]);
     if (CATEGORIES[type]) addCategories(node, CATEGORIES[type]);
     if (type === "SafetyDirectionInspect") addPreview(node);
+    if (type === "SafetyDirection" || type === "SafetyDirectionAlign") addRemark(node);
     if (type === "SafetyDirectionInspect" || type === "SafetyDirectionSweep") shrinkLinkedPrompt(node);
     if (STEERING.includes(type) && globalThis.LGraphBadge) addBadge(node);
   },
