@@ -112,6 +112,12 @@ def own_guard():
     return linked(graph, pos__clip=["c", 0], k__model=["again", 0])
 
 
+def own_node():
+    how = SETTINGS | {"alpha": 0.0, "on_flag": "steer"}
+    graph = base(one=node("SafetyDirection", direction=POLICY["direction"], model=["ckpt", 0], clip=["ckpt", 1], **how))
+    return linked(graph, pos__clip=["one", 1], k__model=["one", 0])
+
+
 def forged_ids():
     graph = base()
     for name in ("load", "align:ckpt:1", "clip:ckpt:1", "guard:ckpt:0"):
@@ -290,6 +296,7 @@ HOSTILE = {
     ),
     "an alignment that reads nothing": (own_alignment, mixed),
     "steering nodes that do nothing": (own_guard, base),
+    "the one node that does nothing": (own_node, base),
     "node ids of the host's own nodes": (forged_ids, base),
 }  # fmt: skip
 
