@@ -16,7 +16,7 @@ class SafetyDirectionRefusal(io.ComfyNode):
             node_id="SafetyDirectionRefusal",
             display_name="Safety Direction Refusal",
             category=f"{CATEGORY}/host",
-            description="Refuses to run. Host mode puts it in place of a graph that it can't route through the steering.",
+            description="Refuses to run. Host mode puts it in place of every graph while its policy can't be followed.",
             inputs=[io.String.Input("message", tooltip="Why.")],
             outputs=[],
             is_output_node=True,

@@ -7,6 +7,7 @@ from comfy_execution.graph_utils import ExecutionBlocker
 
 from . import encoders, settings
 from .align import SECONDS, unread
+from .host import in_force
 from .load import LoadSafetyDirection, direction_input, load_by_name
 from .sockets import CATEGORY, Aligned
 
@@ -55,6 +56,8 @@ class SafetyDirection(io.ComfyNode):
             raise ValueError("nothing is connected: connect a MODEL, a CLIP, or best both")
         how = settings.steering_settings(mode, alpha, budget, categories)
         aligned = None if clip is None else encoders.align_encoder(clip, load_by_name(direction), "auto", SECONDS)
+        if in_force():  # the host steers
+            return io.NodeOutput(model or _missing("MODEL"), clip or _missing("CLIP"), aligned or _missing("CLIP"))
         # With a MODEL its guard refuses, which knows a negative prompt from a positive one; a CLIP doesn't.
         on_clip = on_flag if model is None else "steer"
         return io.NodeOutput(

@@ -77,7 +77,7 @@ def weighs_otherwise(guider: Any) -> bool:
     hooks = (hook for conds in guider.original_conds.values() for cond in conds for hook in _hooks(cond))
     return (
         _options_weigh(guider.model_options)
-        or any(_options_weigh(model.model_options) or not _HARMLESS >= set(model.object_patches) for model in models)
+        or any(_model_weighs(model) for model in models)
         or any(not isinstance(hook, comfy.hooks.WeightHook) for hook in hooks)
     )
 
@@ -87,6 +87,12 @@ _WEIGHING = ("PREDICT_NOISE", "CALC_COND_BATCH", "APPLY_MODEL", "DIFFUSION_MODEL
 
 _HARMLESS = {"model_sampling", "manual_cast_dtype", "latent_format"}
 """Parts of a model that may be replaced: they treat both sides alike."""
+
+
+def _model_weighs(model: Any) -> bool:
+    # Its wrappers come into the options later, when the model is loaded.
+    wrapped = any(model.wrappers.get(getattr(comfy.patcher_extension.WrappersMP, kind)) for kind in _WEIGHING)
+    return wrapped or _options_weigh(model.model_options) or not set(model.object_patches) <= _HARMLESS
 
 
 def _options_weigh(options: Mapping[str, Any]) -> bool:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import re
 from contextlib import contextmanager
-from dataclasses import replace
 
 import pytest
 import torch
@@ -21,12 +20,12 @@ from harness.environment import COMFYUI_DEFAULT, default_version
 from harness.server import GraphError, Server
 from miniature.encoder import find_encoder
 from tests.comfyui.test_host import ADVANCED, DUAL, PACKS, SIDES, STEPS, UNSAFE, base, custom, linked, node
+from tests.few import few
 
 BENIGN = "two friends laughing in a cafe"
 SETTINGS = {"mode": "add", "alpha": 3.0, "budget": 0.01}
 POLICY = {"direction": "few", "method": "svd", **SETTINGS}
 SETTINGS["categories"] = ""
-ANCHORS = 300
 
 
 def behind(*chain, **more):
@@ -113,6 +112,12 @@ def own_guard():
     return linked(graph, pos__clip=["c", 0], k__model=["again", 0])
 
 
+def own_node():
+    how = SETTINGS | {"alpha": 0.0, "on_flag": "steer"}
+    graph = base(one=node("SafetyDirection", direction=POLICY["direction"], model=["ckpt", 0], clip=["ckpt", 1], **how))
+    return linked(graph, pos__clip=["one", 1], k__model=["one", 0])
+
+
 def forged_ids():
     graph = base()
     for name in ("load", "align:ckpt:1", "clip:ckpt:1", "guard:ckpt:0"):
@@ -189,11 +194,6 @@ def hooked_lora():
     hook = node("CreateHookLora", lora_name="random.safetensors", strength_model=1.0, strength_clip=1.0)
     hooked = node("SetClipHooks", clip=["ckpt", 1], apply_to_conds=True, schedule_clip=False, hooks=["hook", 0])
     return linked(base(hook=hook, hooked=hooked), pos__clip=["hooked", 0])
-
-
-def flagged_negative():
-    """What latents of two runs would give away: 2 x (cfg 1) - (cfg 2)."""
-    return swapped(2.0)
 
 
 def from_a_file(sides=("positive",)):
@@ -296,6 +296,7 @@ HOSTILE = {
     ),
     "an alignment that reads nothing": (own_alignment, mixed),
     "steering nodes that do nothing": (own_guard, base),
+    "the one node that does nothing": (own_node, base),
     "node ids of the host's own nodes": (forged_ids, base),
 }  # fmt: skip
 
@@ -315,14 +316,7 @@ def started(folder, **variables):
     for name in ("models/safety_directions", "models/embeddings", "models/loras", "datasets/kept"):
         (folder / name).mkdir(parents=True)
     files(folder)
-    whole = directions.load("smollm2-135m-instruct")
-    few = replace(
-        whole,
-        anchor_states=whole.anchor_states[:ANCHORS],
-        anchor_prompts=whole.anchor_prompts[:ANCHORS],
-        token_scores=torch.empty(0),
-    )
-    few.save(folder / "models" / "safety_directions" / "few.safetensors")
+    few(directions.load("smollm2-135m-instruct")).save(folder / "models" / "safety_directions" / "few.safetensors")
     with Server(packs=PACKS, base=folder, variables={"OMP_NUM_THREADS": "1", **variables}) as running:
         yield running
 
@@ -454,12 +448,6 @@ def test_conditioning_from_files_alone_is_refused(plain, host):
         is not None
     )
     assert seen(host, {name: each for name, each in graph.items() if name not in ("pos", "neg")}, "files alone") is None
-
-
-def test_a_flagged_negative_is_steered_so_that_two_runs_give_nothing_away(plain, host):
-    asked, got = seen(plain, flagged_negative(), "negative, asked"), seen(host, flagged_negative(), "negative")
-    assert got is not None
-    assert_caught(asked, got, "1")
 
 
 def test_a_harmless_negative_keeps_its_force(plain, host):

@@ -265,6 +265,27 @@ def test_the_log_tells_what_was_queued_and_flagged(host):
     assert "prompt from client" in text and "Safety Direction host mode: global score" in text
 
 
+def test_a_flagged_negative_is_steered_unless_the_policy_keeps_it(plain, host, alignments, tmp_path):
+    """Of what a model gets as it was asked, latents of two runs give the picture: 2 x (cfg 1) - (cfg 2)."""
+    graph = lambda: linked(base(), pos__text="two friends laughing in a cafe", neg__text=UNSAFE)
+    asked = run(plain, graph())
+    assert all(torch.equal(before, after) for before, after in zip(asked, run(host, graph())))
+    with policy_server(alignments, tmp_path, POLICY | {"negatives": "steer"}) as steering:
+        positive, negative = run(steering, graph())
+    assert torch.equal(asked[0], positive) and not torch.equal(asked[1], negative)
+
+
+def test_the_places_that_are_patched_are_comfyui_s_own(host):
+    """Where ComfyUI moves one of them, host mode would go by."""
+    places = {"sd.py": ("encode_from_tokens", "encode_from_tokens_scheduled"), "samplers.py": ("sample",)}
+    for file, names in places.items():
+        text = (find().comfyui / "comfy" / file).read_text(encoding="utf-8")
+        body = text[text.index("class CLIP:" if file == "sd.py" else "class CFGGuider") :]
+        assert all(re.search(rf"    def {name}\(self, ", body) for name in names)
+    sampled = (find().comfyui / "comfy" / "samplers.py").read_text(encoding="utf-8")
+    assert "for k in self.original_conds:" in sampled, "CFGGuider.sample takes its conds from somewhere else"
+
+
 def test_refuse_stops_the_run_and_a_harsh_negative_prompt_does_not(alignments, tmp_path):
     with policy_server(alignments, tmp_path, POLICY | {"on_flag": "refuse"}) as host:
         with pytest.raises(GraphError, match="Safety Direction host mode refused this prompt"):

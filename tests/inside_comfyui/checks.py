@@ -188,6 +188,27 @@ def test_anchors_read_in_batches_have_the_states_that_they_have_alone(encoders, 
         assert set(own) == {1, -1} and torch.allclose(torch.stack([own[1], own[-1]]), alone[[0, -1]], atol=1e-4), prompt
 
 
+def test_both_states_of_each_token_are_found(encoders, minilm):
+    """As CLIPNegPip gives them: a key and a value for each."""
+    twice, inner = minilm.clone(), minilm.cond_stage_model.encode_token_weights
+
+    def doubled(tokens, *args, **kwargs):
+        cond, pooled, *_ = inner(tokens, *args, **kwargs)
+        return cond.repeat_interleave(2, 1), pooled
+
+    twice.patcher.add_object_patch("encode_token_weights", doubled)
+    layout, tokens = encoders.layout.Layout.discover(twice), twice.tokenize("a red dog")
+    output = encoders.places.encode(twice, tokens)
+    assert layout.places["cond"].stride == 2 and (layout.places["cond"].before, layout.places["cond"].after) == (2, 2)
+    assert layout.content(tokens, output)["cond"].nonzero().flatten().tolist() == [2, 3, 4, 5, 6, 7]
+
+
+def test_another_packs_tokens_are_left_to_the_states(encoders, minilm):
+    layout, output = encoders.layout.Layout.discover(minilm), encoders.places.encode(minilm, minilm.tokenize("a red dog"))
+    assert "cond" in layout.content(minilm.tokenize("a red dog"), output)
+    assert layout.content(object(), output) == {} and layout.content({"other": [[(1, 1.0)]]}, output) == {}
+
+
 def test_an_encoder_is_known_by_its_weights_and_layer(encoders, minilm):
     identify = encoders.identity.identify
     name = identify(minilm)
@@ -212,7 +233,7 @@ def test_an_encoder_that_was_aligned_is_not_encoded_again(encoders, direction, m
     few = direction.picked(range(60))
     first = encoders.align_encoder(minilm, few, "ridge")
     fresh = encoders.load_minilm()
-    fresh.encode_from_tokens = None
+    fresh.cond_stage_model.encode_token_weights = None
     again = encoders.align_encoder(fresh, replace(few), "ridge")
     assert all(torch.equal(again.slots[s].vectors, first.slots[s].vectors) for s in first.slots)
 
