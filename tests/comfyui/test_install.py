@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import os
-import re
 import shutil
 import sys
 import urllib.parse
@@ -148,9 +147,9 @@ def test_the_archive_runs_beside_a_copy_of_itself_and_a_pack_with_the_same_modul
     assert any("flagged: score" in text for text in said(awkward.result))
 
 
-def test_in_host_mode_two_copies_route_a_graph_once(awkward):
-    routed = re.findall(r"prompt from client \S+: (\d+) CLIP", awkward.log)
-    assert [count for count in routed if count != "0"] == ["1"]
+def test_in_host_mode_one_of_two_copies_takes_the_graphs(awkward):
+    queued = awkward.log.count("got prompt")
+    assert queued > 0 and awkward.log.count("prompt from client") == queued
 
 
 def test_no_module_of_the_pack_takes_a_name_on_the_import_path(awkward):
