@@ -230,6 +230,10 @@ def measure(source: str, target: str, split: str = "held_out") -> list[dict[str,
     for budget in (0.01, 0.05, 0.1, 0.2):
         for method, one in (("native", own), ("transferred", aligned), ("random", random[0])):
             row(method, "gate", f"budget {budget}", steering(one, mode="gate", budget=budget))
+    for budget in (0.005, 0.01, 0.02, 0.05):
+        for alpha in (2.0, 5.0, 10.0):
+            setting = f"budget {budget}, alpha {alpha}"
+            row("transferred", "graded", setting, steering(aligned, mode="graded", budget=budget, alpha=alpha))
     shifted = _changed(aligned, bank=aligned.slot.bank[:0])
     for alpha in (3.0, 4.0, 5.0):
         row(
@@ -269,6 +273,10 @@ def safree_rows(
     ways += [
         ("transferred", "gate", f"safree's prompts, budget {b}", steering(aligned, mode="gate", budget=b))
         for b in (0.01, 0.05, 0.1, 0.2, 0.4)
+    ]
+    ways += [
+        ("transferred", "graded", f"safree's prompts, budget {b}", steering(aligned, mode="graded", budget=b))
+        for b in (0.005, 0.01, 0.02, 0.05)
     ]
     rows = []
     for method, mode, setting, steer in ways:
