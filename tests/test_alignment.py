@@ -60,7 +60,7 @@ def minilm():
 @pytest.fixture(scope="module")
 def aligned(minilm):
     whole = directions.load("smollm2-135m-instruct")
-    few = replace(whole, anchor_states=whole.anchor_states[:300], anchor_prompts=whole.anchor_prompts[:300])
+    few = whole.picked(range(300))
     states = [minilm([prompt])[0][0, 1:-1] for prompt in few.anchor_prompts]
     slot = directions.align(few, states, "ridge").slot
     return Alignment({"cond": replace(slot, place=Place("cond", ("minilm",), 384, 384), probe=probe(minilm)["cond"])})

@@ -4,7 +4,6 @@ metric that looks."""
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -58,12 +57,7 @@ def model(tmp_path_factory):
 def few(tmp_path_factory):
     """The shipped direction with some of its anchors, as a file."""
     whole = directions.load("smollm2-135m-instruct")
-    some = replace(
-        whole,
-        anchor_states=whole.anchor_states[:300],
-        anchor_prompts=whole.anchor_prompts[:300],
-        token_scores=torch.empty(0),
-    )
+    some = whole.picked(range(300))
     return some.save(tmp_path_factory.mktemp("direction") / "few.safetensors")
 
 

@@ -33,7 +33,7 @@ _SECRET = secrets.token_bytes(32)
 
 
 @dataclass(frozen=True, eq=False)
-class Record:
+class Sealed:
     """What was done to an entry.
 
     Attributes:
@@ -71,13 +71,13 @@ class Mark:
         return OrderedDict, ()
 
 
-_RECORDS: MutableMapping[Mark, Record] = WeakKeyDictionary()
+_RECORDS: MutableMapping[Mark, Sealed] = WeakKeyDictionary()
 
-_BY_STATES: MutableMapping[Tensor, Record] = WeakIdKeyDictionary()
+_BY_STATES: MutableMapping[Tensor, Sealed] = WeakIdKeyDictionary()
 """Host mode's records by the states themselves: packs take them out of what an encoder gives and leave the mark behind."""
 
 
-def marked(entry: Entry, record: Record) -> Entry:
+def marked(entry: Entry, record: Sealed) -> Entry:
     """The entry with a mark more; its extras are changed in place."""
     mark = Mark()
     _RECORDS[mark] = record
@@ -85,7 +85,7 @@ def marked(entry: Entry, record: Record) -> Entry:
     return entry
 
 
-def remember(states: Any, record: Record) -> None:
+def remember(states: Any, record: Sealed) -> None:
     """Know states again whose mark is left behind."""
     if torch.is_tensor(states):
         _BY_STATES[states] = record
@@ -129,7 +129,7 @@ def _marks_on(entry: Entry) -> tuple[Mark, ...]:
     return tuple(mark for mark in found if type(mark) is Mark) if type(found) is tuple else ()
 
 
-def carried(entry: Entry) -> list[Record]:
+def carried(entry: Entry) -> list[Sealed]:
     """What the entry's marks stand for, whether they hold or not, in the order in which they were made."""
     records = [_RECORDS[mark] for mark in _marks_on(entry) if mark in _RECORDS]
     if torch.is_tensor(entry[0]) and entry[0] in _BY_STATES:
@@ -138,12 +138,12 @@ def carried(entry: Entry) -> list[Record]:
     return records
 
 
-def marks(entry: Entry) -> list[Record]:
+def marks(entry: Entry) -> list[Sealed]:
     """The entry's records that hold, latest first."""
     return [record for record in reversed(carried(entry)) if record.holds(entry)]
 
 
-def mark_of(entry: Entry, aligned: Alignment) -> Record | None:
+def mark_of(entry: Entry, aligned: Alignment) -> Sealed | None:
     """The latest record of the direction of `aligned` that holds."""
     return next((record for record in marks(entry) if sha_of(record.aligned) == sha_of(aligned)), None)
 

@@ -15,7 +15,7 @@ from ...directions.verdict import Verdict
 from .content import attended, special_positions
 from .entry import Entry, Own, check_entry, own_states, select, tensor_of
 from .flag import act_on, judge
-from .marks import Record, mark_of, marked, seal_of
+from .marks import Sealed, mark_of, marked, seal_of
 from .past import hold_back
 
 APPLY = "Apply Safety Direction"
@@ -77,7 +77,8 @@ class Steering:
         kept = {name: value for name, value in entry[1].items() if name not in left_out}
         steered = (changed.pop("cond", entry[0]), {**kept, **changed})
         seal = seal_of(steered, self.aligned, self.settings)
-        return marked(steered, Record(self.aligned, self.settings, flag, seal, entry, give_back, self.host))
+        record = Sealed(self.aligned, self.settings, flag, seal, entry, give_back, self.host)
+        return marked(steered, record)
 
     def _land_special_tokens(self, name: str, entry: Entry, states: Tensor, own: Own, verdict: Verdict) -> None:
         """Start, end and padding of the prompts that land, in place: states [B, T, W]."""

@@ -7,7 +7,7 @@ from typing import Any
 from ..encoders.entry import Entry
 from ..encoders.flag import act_on
 from ..encoders.guard import as_cond, as_entry, lowest_cfg, weighs_otherwise
-from ..encoders.marks import Record, carried, carrying, marks, sha_of
+from ..encoders.marks import Sealed, carried, carrying, marks, sha_of
 from ..encoders.steering import Steering
 from .encoding import NODE, silent, unread
 from .server import Host
@@ -55,7 +55,7 @@ def _guard(entry: Entry, host: Host, avoided: bool) -> Entry:
     return Steering(NODE, mine[-1].aligned, host.settings, on_flag, host=True)(entry)
 
 
-def _given_back(entry: Entry, record: Record) -> Entry:
+def _given_back(entry: Entry, record: Sealed) -> Entry:
     """A negative prompt as it was encoded."""
     cond, extras = record.before
     return cond, {**entry[1], **{name: extras[name] for name in carrying(record.aligned) if name in extras}}

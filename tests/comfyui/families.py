@@ -240,7 +240,7 @@ def lenient(planted: Any) -> Any:
     import torch
 
     slots = {
-        name: dataclasses.replace(slot, prompt_levels=torch.full_like(slot.prompt_levels, 1e6))
+        name: dataclasses.replace(slot, anchor_scores=torch.full_like(slot.anchor_scores, 1e6))
         for name, slot in planted.slots.items()
     }
     return dataclasses.replace(planted, slots=slots)
