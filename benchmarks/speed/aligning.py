@@ -88,7 +88,7 @@ def again() -> Iterator[Row]:
             5,
         )
     clip.cond_stage_model.minilm.encode = inner
-    shutil.rmtree(nodes.alignment._folder(), ignore_errors=True)
+    shutil.rmtree(nodes.kept.folder(), ignore_errors=True)
     spent = [a - b for a, b in zip(seconds["again"], seconds["direction"])]
     yield Row(
         "MiniLM, second alignment",

@@ -19,11 +19,12 @@ sweep      one conditioning under many settings
 minilm     a trained encoder from a pip package
 """
 
-from .alignment import SHARED, align_encoder, check_encoder, probe_states
+from .alignment import align_encoder, check_encoder, probe_states
 from .clip import steer_clip
 from .entry import StaleAlignment
 from .flag import Refused
 from .guard import guard_model
+from .kept import SHARED
 from .marks import flag_of, is_steered
 from .minilm import load_minilm
 from .places import Unsteerable

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import time
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Iterator, Mapping, Sequence
 
 import comfy.model_management
 import comfy.utils
-import folder_paths
 import torch
 from torch import Tensor
 
 from ...directions.align import align_slot
-from ...directions.alignment import PROBE_PROMPT, Alignment, load_aligned_encoder
+from ...directions.alignment import PROBE_PROMPT, Alignment
 from ...directions.direction import Direction
-from ...directions.files import DirectionFormatError
 from ...directions.place import Place
 from ...directions.slot import SlotAlignment
 from ...directions.special_tokens import MAX_ROLES, SpecialTokenBank
@@ -28,6 +24,7 @@ from .clip import unsteered
 from .content import content_of_states
 from .entry import StaleAlignment
 from .identity import identify
+from .kept import enough, folder, hash_of, kept_for, kept_like, kind_of
 from .layout import Layout, first_row
 from .padding import fit_padding
 from .places import Unsteerable, encode
@@ -49,12 +46,6 @@ PADDING_VALUES = 2**25
 MEMORY = 3 * 2**30
 """Bytes of anchor states at a time."""
 
-SHARED = "aligned"
-"""The folder for alignments to share, in models/safety_directions."""
-
-FORMAT = 7
-"""Of what is kept; another number makes every alignment anew."""
-
 
 FEWEST = 1500
 """Anchors that are read however long it takes: with fewer a budget of 1% is read off fewer than ten prompts."""
@@ -73,30 +64,24 @@ def align_encoder(clip: Any, direction: Direction, method: str, seconds: float |
         Unsteerable: the CLIP gives no states that depend on its prompt.
     """
     clip = unsteered(clip)
-    kind = _kind(direction, method)
+    kind = kind_of(direction, method)
     identity = identify(clip)
-    kept = _kept_for(kind, identity, direction)
-    if kept is not None and _enough(kept, seconds):
+    kept = kept_for(kind, identity, direction)
+    if kept is not None and enough(kept, seconds):
         return kept
     layout = Layout.discover(clip)
     if not layout.places:
         raise Unsteerable("what this CLIP gives doesn't depend on the prompt: there is nothing to steer")
     probes = _probes(clip, layout)
-    kept = _kept_like(kind, direction, layout.places, probes)
-    aligned = kept if kept and _enough(kept, seconds) else _align(clip, direction, method, layout, probes, seconds)
+    kept = kept_like(kind, direction, layout.places, probes)
+    aligned = kept if kept and enough(kept, seconds) else _align(clip, direction, method, layout, probes, seconds)
     try:
-        aligned.save(_folder() / f"{kind}-{identity or _hash_of(probes)}.safetensors")
+        aligned.save(folder() / f"{kind}-{identity or hash_of(probes)}.safetensors")
     except OSError as error:
         logging.warning(
             "safety-directions: the alignment works but can't be kept (%s); it is made again next time", error
         )
     return aligned
-
-
-def _enough(kept: Alignment, seconds: float | None) -> bool:
-    """Whether a kept alignment was made from all anchors, where all are wanted."""
-    counts = next(iter(kept.slots.values())).fit.get("anchors", {})
-    return seconds is not None or counts.get("read") == counts.get("all")
 
 
 def _align(
@@ -262,47 +247,3 @@ def _padding(clip: Any, prompts: Sequence[str], layout: Layout) -> dict[str, Ten
 
 def _some(rows: Tensor) -> Tensor:
     return rows[:: -(-rows.numel() // PADDING_VALUES)]
-
-
-def shared_folders() -> list[Path]:
-    """Where alignments lie that were saved or downloaded: models/safety_directions/aligned."""
-    known = "safety_directions" in folder_paths.folder_names_and_paths
-    return [Path(one) / SHARED for one in folder_paths.get_folder_paths("safety_directions")] if known else []
-
-
-def _folder() -> Path:
-    return Path(folder_paths.get_user_directory()) / "safety_directions"
-
-
-def _kind(direction: Direction, method: str) -> str:
-    return hashlib.sha256(f"{FORMAT} {direction.fingerprint} {method}".encode()).hexdigest()[:20]
-
-
-def _hash_of(probes: Mapping[str, Tensor]) -> str:
-    return hashlib.sha256(b"".join(probes[name].float().numpy().tobytes() for name in sorted(probes))).hexdigest()[:20]
-
-
-def _read(path: Path, direction: Direction) -> Alignment | None:
-    try:
-        aligned = load_aligned_encoder(path)
-    except (FileNotFoundError, DirectionFormatError):
-        return None
-    return aligned if aligned.direction.get("sha256") == direction.fingerprint else None
-
-
-def _kept_for(kind: str, identity: str | None, direction: Direction) -> Alignment | None:
-    """The alignment that was kept for this very encoder; nothing is encoded to find it."""
-    return _read(_folder() / f"{kind}-{identity}.safetensors", direction) if identity else None
-
-
-def _kept_like(
-    kind: str, direction: Direction, places: Mapping[str, Place], probes: Mapping[str, Tensor]
-) -> Alignment | None:
-    """An alignment that was kept for an encoder with the same states: the same weights in another precision, or in
-    another file. One that somebody shared will do, too."""
-    shared = [path for folder in shared_folders() for path in sorted(folder.glob("*.safetensors"))]
-    for path in [*sorted(_folder().glob(f"{kind}-*.safetensors")), *shared]:
-        aligned = _read(path, direction)
-        if aligned is not None and aligned.fits(probes) and aligned.places == places:
-            return aligned
-    return None
