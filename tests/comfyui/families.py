@@ -460,7 +460,7 @@ def same_words(clip: Any, encoders: Any, planted: Any, place: Any, states: Any, 
     """The T5 tokens that hold the text of Anima's states that land, by where they stand in the prompt."""
     own, other = clip.tokenizer.qwen3_06b.tokenizer, clip.tokenizer.t5xxl.tokenizer
     ends = [len(own.decode(own(PROMPT)["input_ids"][: i + 1])) for i in range(states.shape[1])]
-    landed = directions_of(encoders, "steer").landing(planted.slots[place.name], states, how)[0]
+    landed = directions_of(encoders, "steer").move(planted.slots[place.name], states, how).landed[0]
     spans = [(start, stop) for start, stop, lands in zip([0, *ends], ends, landed.tolist()) if lands]
     ids = other(PROMPT, return_offsets_mapping=True)
     letters = [{i for i in range(a, b) if not PROMPT[i].isspace()} for a, b in spans]
