@@ -165,7 +165,7 @@ def test_the_gate_does_what_its_definition_says_of_each_token(aligned, seed, bud
                 expected = torch.stack(
                     [before[t] if t not in chosen else landed[t] if t in leading else before[t] + way for t in range(6)]
                 )
-                if aligned.prompt_score(expected) <= STOP:
+                if aligned.slot.prompt_scores(expected)[0] <= STOP:
                     break
         same = (expected == before).all(-1)
         assert torch.equal(after[same], before[same]) and torch.allclose(after, expected, atol=1e-3)
