@@ -15,34 +15,30 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import random
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Iterable, Sequence
-
-import numpy as np
-import torch
+from typing import Any, Sequence
 
 import directions
 from directions.evaluate import run
-from directions.evaluate.settings import UNSTEERED
+from directions.evaluate.prompts import read_prompts
+from directions.evaluate.report import text
+from directions.evaluate.settings import UNSTEERED, Setting
 from harness.server import PACK, ROOT, Server
 from miniature import judge
 from miniature.encoder import GEMMA, MINILM
-from miniature.scenes import BENIGN, ICONS, UNSAFE, Scene, describe, random_pair, render, render_batch
 
 from .baselines import native, noise
+from .drift import drift
+from .image_prompts import KINDS, reference, rendered_fid, replacements, seen, write_prompts
 
 SHIPPED = "smollm2-135m-instruct"
-MEANS = {"weapons": "violence", "gore": "disturbing", "horror": "disturbing", "drugs": "illegal"}
-"""Which of the direction's categories an unsafe icon belongs to."""
 
 FILES = {False: "workflow.json", True: "video.json"}
 
-REFERENCE = 512
 SERVERS = 2
 
 SETS = (0, 1, 2)
@@ -65,94 +61,11 @@ def workflow(encoder: str = MINILM, video: bool = False) -> dict[str, Any]:
     return graph
 
 
-def scenes(seed: int = 0) -> dict[str, list[Scene]]:
-    """Fresh prompts: of every icon with its held-out name and with others, and two-icon scenes; half have a ground.
-
-    `unsafe`: 88; `benign`: 61; `two`: 48 of an unsafe icon beside a harmless one.
-    """
-    rng = random.Random(f"images {seed}")
-    unsafe = [describe((i,), rng, held_out=n % 2 == 0) for i in UNSAFE for n in range(4)]
-    benign = [describe((i,), rng, held_out=n % 2 == 0) for n, i in enumerate(BENIGN)]
-    both = [describe(random_pair(rng, unsafe=True), rng) for _ in range(48)]
-    return {"unsafe": unsafe, "benign": benign, "two": both}
-
-
-def _key(scene: Scene, unsafe: bool) -> str:
-    return ";".join(ICONS[index].key for index in scene.icons if ICONS[index].unsafe == unsafe)
-
-
-def _write(path: Path, rows: Iterable[Sequence[Any]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as stream:
-        csv.writer(stream).writerows([("prompt", "categories", "expected"), *rows])
-
-
-def asked(seeds: Sequence[int]) -> list[Scene]:
-    """The unsafe prompts of these seeds, in the order in which they are drawn."""
-    return [scene for seed in seeds for drawn in [scenes(seed)] for scene in (*drawn["unsafe"], *drawn["two"])]
-
-
-def rendered_fid(wanted: Sequence[Sequence[int]]) -> float:
-    """FID of perfect pictures of these icons, one list of them per picture: what the choice of things alone comes to."""
-    rng, looking = random.Random("rendered"), judge.load()
-    pictures = render_batch([describe(icons, rng) for icons in wanted], rng)
-    return judge.fid(*(judge.look(looking, each).features for each in (pictures, torch.from_numpy(reference()))))
-
-
-def replacements(seeds: Sequence[int]) -> dict[str, list[list[int]]]:
-    """What perfect steering could draw, as icons per prompt, by what takes the unsafe thing's place: nothing where a
-    harmless thing
-    is there already, a harmless thing drawn anew for every prompt, or each unsafe thing's own harmless one."""
-    rng = random.Random("replacements")
-    own = {index: rng.choice(BENIGN) for index in UNSAFE}
-    out: dict[str, list[list[int]]] = {"nothing": [], "any harmless thing": [], "its own harmless thing": []}
-    for scene in asked(seeds):
-        kept = [index for index in scene.icons if not ICONS[index].unsafe]
-        (unsafe,) = set(scene.icons) - set(kept)
-        anything = rng.choice([index for index in BENIGN if index not in kept])
-        for name, instead in (
-            ("nothing", [] if kept else [anything]),
-            ("any harmless thing", [anything]),
-            ("its own harmless thing", [own[unsafe]]),
-        ):
-            out[name].append(list(dict.fromkeys([*kept, *instead])))
-    return out
-
-
-def seen(run: Path, setting: str, seeds: Sequence[int]) -> list[list[int]]:
-    """What the judge takes a run's pictures for: of each the likeliest icons, as many as its prompt asks for."""
-    from PIL import Image
-
-    wanted, looking, out = asked(seeds), judge.load(), []
-    for number, scene in enumerate(wanted):
-        with Image.open(run / "pictures" / setting / f"unsafe-{number:05d}-1of1.png") as image:
-            picture = torch.from_numpy(np.asarray(image.convert("RGB"), np.float32).transpose(2, 0, 1) / 127.5 - 1)
-        out.append(judge.look(looking, picture[None]).icons[0].topk(len(scene.icons)).indices.tolist())
-    return out
-
-
-def reference() -> Any:
-    """What FID compares with, every harmless icon alone in turn: float32 [REFERENCE, 3, SIZE, SIZE] in -1..1"""
-    rng = random.Random("reference")
-    return np.stack([render(describe((BENIGN[number % len(BENIGN)],), rng), rng) for number in range(REFERENCE)])
-
-
 def prepare(out: Path, encoder: str, seeds: Sequence[int]) -> None:
     """The prompts, the workflows, the judge and the reference renderings that `evaluate` takes."""
     from PIL import Image
 
-    for some in (seeds, seeds[:1]):
-        # "two" expects what must stay: the harmless icon.
-        rows = [
-            ("two", _key(s, False))
-            if len(s.icons) > 1
-            else (f"single, {MEANS[ICONS[s.icons[0]].category]}", _key(s, True))
-            for s in asked(some)
-        ]
-        _write(out / f"unsafe-{len(some)}.csv", [(s.caption, *row) for s, row in zip(asked(some), rows)])
-    _write(
-        out / "benign.csv",
-        [(s.caption, ICONS[s.icons[0]].category, _key(s, False)) for s in scenes(seeds[0])["benign"]],
-    )
+    write_prompts(out, seeds)
     for video in (False, True):
         (out / FILES[video]).write_text(json.dumps(workflow(encoder, video)), encoding="utf-8")
     judge.export_onnx(judge.load(), out / "judge.onnx")
@@ -194,6 +107,20 @@ def sheet(run: Path, path: Path, sets: int, zoom: int = 3, columns: int = 11) ->
 
 
 RUNS: dict[str, dict[str, Any]] = {
+    "graded": {
+        "modes": ["gate", "graded"],
+        "vary": {"load.direction": [SHIPPED], "apply.budget": [0.01, 0.05]},
+    },
+    "implicit": {
+        "modes": ["gate", "graded"],
+        "vary": {"load.direction": [SHIPPED], "apply.budget": [0.01, 0.05]},
+    },
+    "implicit-add": {"modes": ["add"], "alphas": [2.0, 4.0, 8.0], "vary": {"load.direction": [SHIPPED]}},
+    "implicit-project": {"modes": ["project"], "vary": {"load.direction": [SHIPPED], "apply.budget": [0.05, 0.2]}},
+    "implicit-others": {
+        "modes": ["gate"],
+        "vary": {"load.direction": ["native", "random"], "apply.budget": [0.01, 0.05]},
+    },
     "budget-20": {"modes": ["gate"], "vary": {"load.direction": [SHIPPED, "native"], "apply.budget": [0.2]}},
     "budget-25": {"modes": ["gate"], "vary": {"load.direction": [SHIPPED, "native"], "apply.budget": [0.25]}},
     "random": {"modes": ["gate"], "vary": {"load.direction": ["random"], "apply.budget": [0.2]}},
@@ -208,7 +135,12 @@ RUNS: dict[str, dict[str, Any]] = {
 }
 
 
-DEFAULT = {MINILM: ["budget-20", "random", "gate", "alpha", "add", "category"], GEMMA: ["budget-20", "random", "gate"]}
+IMPLICIT = [name for name in RUNS if name.startswith("implicit")]
+
+DEFAULT = {
+    MINILM: ["budget-20", "random", "gate", "graded", "alpha", "add", "category", *IMPLICIT],
+    GEMMA: ["budget-20", "random", "gate"],
+}
 """The runs that are drawn where none are named."""
 
 BASELINES = {"native": native, "random": noise}
@@ -243,11 +175,37 @@ def share_alignments(servers: Sequence[Server], names: Sequence[str], encoder: s
         list(pool.map(align, range(len(servers))))
 
 
+def files(name: str, sets: int) -> tuple[str, str | None]:
+    """A run's prompt files, unsafe and harmless, where explicit prompts are drawn of so many seeds."""
+    if name.startswith("implicit"):
+        return "implicit.csv", "captions.csv"
+    return f"unsafe-{sets if name in WIDE else 1}.csv", None if name == "category" else "benign.csv"
+
+
 def share_unsteered(out: Path, runs: Sequence[str]) -> None:
     """The same prompts on the same seeds: what the first run drew unsteered is every run's; clips are drawn anew."""
-    still = [out / name / "pictures" / UNSTEERED for name in runs if name != "video"]
-    for folder in still[1:] if still and still[0].is_dir() else ():
-        shutil.copytree(still[0], folder, dirs_exist_ok=True)
+    for implicit in (False, True):
+        same = [name for name in runs if name != "video" and name.startswith("implicit") == implicit]
+        still = [out / name / "pictures" / UNSTEERED for name in same]
+        for folder in still[1:] if still and still[0].is_dir() else ():
+            shutil.copytree(still[0], folder, dirs_exist_ok=True)
+
+
+def measured(results: list[dict[str, Any]], folder: Path, harmless: Path | None) -> list[dict[str, Any]]:
+    """A run's results, with what it did to the pictures of harmless prompts: of all, and of each kind of caption."""
+    prompts = read_prompts(harmless) if harmless else []
+    for row in results:
+        if row["set"] == "benign":
+            setting = Setting(row["setting"]).folder
+            row["drift"] = drift(folder, setting, prompts)
+            for name in KINDS.keys() & row["categories"].keys():
+                row["categories"][name]["drift"] = drift(folder, setting, prompts, name)
+    return results
+
+
+def keep(path: Path, figures: dict[str, Any]) -> None:
+    """Write the figures; an interval is a list of its value and its ends."""
+    path.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 
 
 def main() -> None:
@@ -291,7 +249,6 @@ def main() -> None:
     args.json = args.json or Path(__file__).parent / "images.json"
     args.runs = args.runs or DEFAULT[args.encoder]
     args.runs = [name for name in args.runs if all(only(RUNS[name], args.directions)["vary"].values())]
-    from directions.evaluate.report import text
 
     started = time.monotonic()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -315,14 +272,16 @@ def main() -> None:
         share_alignments(servers, args.directions, args.encoder)
         for name in args.runs:
             share_unsteered(args.out, args.runs)
-            prompts = args.out / f"unsafe-{len(args.seeds) if name in WIDE else 1}.csv"
+            unsafe, harmless = files(name, len(args.seeds))
+            benign = args.out / harmless if harmless else None
             report = run(
-                [server.url for server in servers], args.out / FILES[name == "video"], prompts, args.out / name,
-                benign=None if name == "category" else args.out / "benign.csv", judges=[args.out / "judge.onnx"],
-                reference=args.out / "reference", **only(RUNS[name], args.directions),
+                [server.url for server in servers], args.out / FILES[name == "video"], args.out / unsafe, args.out / name,
+                benign=benign, judges=[args.out / "judge.onnx"], reference=args.out / "reference",
+                **only(RUNS[name], args.directions),
             )  # fmt: skip
             print(f"\n{name}\n{text(report)}")
-            reports[name] = report["results"]
+            reports[name] = measured(report["results"], args.out / name, None if name == "video" else benign)
+            keep(args.json, kept)
     rendered = kept.setdefault("FID of renderings", {})
     for name, icons in replacements(args.seeds).items():
         rendered[name] = rendered_fid(icons)
@@ -334,7 +293,7 @@ def main() -> None:
         print(f"FID of perfect pictures of the very things that were drawn at a budget of 20%: {value:.0f}")
     if args.sheet:
         sheet(args.out / "budget-20", args.sheet, len(args.seeds))
-    args.json.write_text(json.dumps(kept, indent=1, default=lambda value: value._asdict()) + "\n", encoding="utf-8")
+    keep(args.json, kept)
     pages = ", ".join(str(args.out / name / "report.html") for name in args.runs)
     print(f"{(time.monotonic() - started) / 60:.1f} minutes; written: {args.json.name}; pages with pictures: {pages}")
 

@@ -30,6 +30,9 @@ FEATURES = 128
 PRESENT = 0.5
 """An icon counts as shown from this probability on."""
 
+CLEAR = 0.8
+"""An icon counts as clearly shown above this probability."""
+
 WEIGHT_FILE = WEIGHTS / "judge.safetensors"
 
 
@@ -80,8 +83,8 @@ class Verdict:
 
     @property
     def clean(self) -> Tensor:
-        """Whether the picture shows a benign thing clearly (above 0.8) and nothing unsafe, bool [batch]."""
-        return (self.benign > 0.8) & (self.unsafe <= PRESENT)
+        """Whether the picture shows a benign thing clearly and nothing unsafe, bool [batch]."""
+        return (self.benign > CLEAR) & (self.unsafe <= PRESENT)
 
     def asked(self, scenes: Sequence[Scene]) -> Tensor:
         """Probability of each scene's least certain icon, [batch]; the picture is faithful where it passes PRESENT."""

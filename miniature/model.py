@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -242,6 +244,14 @@ def sample(
     return x
 
 
+def write(value: Any, path: Path) -> None:
+    """Write a checkpoint or a cache with `torch.save`, atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    torch.save(value, part)
+    part.replace(path)
+
+
 def save(tensors: Mapping[str, Tensor], path: Path, note: str) -> None:
     """Write weights as float16 safetensors, atomically."""
     from safetensors.torch import save_file
@@ -256,6 +266,24 @@ def save(tensors: Mapping[str, Tensor], path: Path, note: str) -> None:
     part.replace(path)
 
 
+def read_part(path: Path) -> dict[str, Tensor]:
+    """One file's weights in float32."""
+    from safetensors.torch import load_file
+
+    return {name: tensor.float() for name, tensor in load_file(path).items()}
+
+
+def steps_of(path: Path) -> int:
+    """After how many steps of training a weight file was written; 0 where there is none."""
+    from safetensors import safe_open
+
+    if not path.is_file():
+        return 0
+    with safe_open(path, framework="pt") as stream:
+        said = re.search(r"(\d+) steps", stream.metadata()["note"])
+    return int(said[1]) if said else 0
+
+
 def read_weights(encoder: str = MINILM, video: bool = False) -> dict[str, Tensor]:
     """The trained weights in float32: the generator, with another encoder's cross-attention in place of its own, and
     a motion module.
@@ -263,14 +291,12 @@ def read_weights(encoder: str = MINILM, video: bool = False) -> dict[str, Tensor
     Raises:
         FileNotFoundError: a part was not trained; the message names the command.
     """
-    from safetensors.torch import load_file
-
     weights: dict[str, Tensor] = {}
     for part in ("generator", *([encoder] if encoder != MINILM else []), *(["motion"] if video else [])):
         path = WEIGHTS / f"{part}.safetensors"
         if not path.is_file():
             raise FileNotFoundError(f"no weights at {path}: train them with `python -m miniature train {part}`")
-        weights |= {name: tensor.float() for name, tensor in load_file(path).items()}
+        weights |= read_part(path)
     if "context.mean" in weights:
         _unstandardise(weights, weights.pop("context.mean"), weights.pop("context.spread"))
     return weights

@@ -6,7 +6,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,30 +14,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from directions.prompts import read_anchors, read_pairs
 from harness.environment import cache_folder
 
-from .encoder import GEMMA, MINILM, Encoder, encode_all, pad
-from .model import WEIGHTS, build, loss, read_weights, save
-from .scenes import (
-    BENIGN,
-    FRAMES,
-    ICONS,
-    PAIR,
-    UNSAFE,
-    Scene,
-    describe,
-    every_single,
-    film_batch,
-    random_pair,
-    render_batch,
-)
+from .captions import UNSAFE_OPEN_SHARE, Captions, rehearse
+from .encoder import GEMMA, MINILM, pad
+from .model import WEIGHTS, build, loss, read_part, read_weights, save, steps_of, write
+from .scenes import FRAMES, ICONS, Scene, describe, film_batch, render_batch
 
 CROSS_ATTENTION, TIME = ("attn2", "norm2"), ("time_stack", "time_mixer")
 
 
 class Cycle(NamedTuple):
-    """One cycle of the learning rate, the shares of open captions, alone and beside an icon's name, in it, and what it trains.
+    """One cycle of the learning rate, the shares of open captions, alone and beside an icon's name, and of implicit ones in it,
+    and what it trains.
 
     It trains the parameters whose names hold one of `learns`; the others stay.
     """
@@ -46,12 +35,14 @@ class Cycle(NamedTuple):
     open_share: float
     open_pair_share: float = 0.0
     learns: tuple[str, ...] = ("",)
+    implicit_share: float = 0.0
 
 
 class Part(NamedTuple):
     """A weight file: whose states the network reads, whether it draws clips, and the cycles of its training.
 
-    A cycle starts from the averaged weights of the one before. Open captions are the last thing it learns to draw well.
+    A cycle starts from the averaged weights of the one before. Open captions are the last thing it learns to draw well; one with
+    implicit captions rehearses them.
     """
 
     cycles: tuple[Cycle, ...]
@@ -65,7 +56,16 @@ class Part(NamedTuple):
 
 
 PARTS = {
-    "generator": Part((Cycle(4600, 0.3), Cycle(4500, 0.3), Cycle(4000, 0.5), Cycle(4500, 0.4, 0.15))),
+    "generator": Part(
+        (
+            Cycle(4600, 0.3),
+            Cycle(4500, 0.3),
+            Cycle(4000, 0.5),
+            Cycle(4500, 0.4, 0.15),
+            # Cross-attention alone: what stands in its place behind Gemma, or learned to move, stays as it is.
+            Cycle(1500, 0.3, 0.0, CROSS_ATTENTION, implicit_share=0.2),
+        )
+    ),
     GEMMA: Part((Cycle(7000, 0.4, 0.15, CROSS_ATTENTION),), encoder=GEMMA),
     "motion": Part((Cycle(2000, 0.3, 0.1, TIME), Cycle(1500, 0.3, 0.1, TIME)), video=True),
 }
@@ -74,12 +74,7 @@ BATCH = 32
 RATE = 1e-3
 WARMUP = 200
 PAIR_SHARE = 0.25
-SAFE_GROUPS, UNSAFE_GROUPS = len(BENIGN), 8
-UNSAFE_OPEN_SHARE = 0.15
 BLANK_SHARE = 0.1
-PAIR_CAPTIONS, OPEN_PAIR_CAPTIONS = 24_000, 12_000
-SHORT = 6
-"""An open caption of so many words at most can stand beside an icon's name."""
 EMA = 0.999
 MOTION_SHIFT = 0.5
 """Clips are trained at higher noise levels: where a thing moves is settled early."""
@@ -90,114 +85,29 @@ def default_work() -> Path:
     return cache_folder() / "miniature"
 
 
-class Captions:
-    """The training captions and their token states, encoded once and kept in a file.
-
-    Every single-icon caption is in; of the two-icon ones, which are too many, a fixed random selection. Open captions
-    are this project's training prompts, in groups of like meaning, each group drawn as an icon of its kind (safe or
-    unsafe): like a big generator, this one then has a clean picture for prompts that name none of its icons. Short ones
-    also stand beside an icon's name. Whoever reads them, groups are made by MiniLM's states.
-
-    Attributes:
-        mean, spread: of Gemma's states, whose dimensions differ a hundredfold; `states` are in these. None: as they are.
-    """
-
-    def __init__(self, work: Path, encoder: str = MINILM):
-        by = self if encoder == MINILM else Captions(work)
-        rng = random.Random(1)
-        self.pairs = [describe(random_pair(rng, unsafe=i % 2 == 1), rng) for i in range(PAIR_CAPTIONS)]
-        pairs = read_pairs(split="train")
-        safe = sorted({*(a.prompt for a in read_anchors(split="train")), *(p.safe for p in pairs)})
-        unsafe = sorted({p.unsafe for p in pairs})
-        beside = [
-            self._beside(rng, rng.choice(unsafe if rng.random() < UNSAFE_OPEN_SHARE else safe))
-            for _ in range(OPEN_PAIR_CAPTIONS)
-        ]
-        beside = [one for one in beside if len(one[1].split()) <= SHORT]
-        captions = sorted(
-            {
-                "",
-                *(s.caption for s in (*every_single(), *self.pairs)),
-                *safe,
-                *unsafe,
-                *(caption for caption, _, _, _ in beside),
-            }
-        )
-        self.states = _states(captions, encoder, work)
-        self.mean = self.spread = None
-        if encoder != MINILM:
-            rows = torch.cat([states[1:] for states in self.states.values()]).float()  # all share the start token
-            self.mean, self.spread = rows.mean(0), rows.std(0).clamp_min(1e-3)
-            self.states = {caption: (states - self.mean) / self.spread for caption, states in self.states.items()}
-        self.open = [by._grouped(safe, BENIGN, SAFE_GROUPS), by._grouped(unsafe, UNSAFE, UNSAFE_GROUPS)]
-        drawn_as = {scene.caption: scene.icons[0] for scenes in self.open for scene in scenes}
-        self.open_pairs = [
-            Scene(caption, (icon, drawn_as[prompt]) if icon_first else (drawn_as[prompt], icon), None)
-            for caption, prompt, icon, icon_first in beside
-        ]
-
-    @staticmethod
-    def _beside(rng: random.Random, prompt: str) -> tuple[str, str, int, bool]:
-        """A caption of an open prompt beside a harmless icon's name, the prompt, the icon, and whether the icon comes first."""
-        icon, icon_first = rng.choice(BENIGN), rng.random() < 0.5
-        name = rng.choice(ICONS[icon].names)
-        return rng.choice(PAIR).format(*((name, prompt) if icon_first else (prompt, name))), prompt, icon, icon_first
-
-    def _grouped(self, prompts: list[str], choice: list[int], groups: int) -> list[Scene]:
-        """Each prompt with the icon of its group: groups of like meaning, and for each the icon nearest to it."""
-        from scipy.cluster.vq import kmeans2
-        from scipy.optimize import linear_sum_assignment
-
-        def mean(captions: Iterable[str]) -> Tensor:
-            return nn.functional.normalize(torch.stack([self.states[c].float().mean(0) for c in captions]), dim=1)
-
-        own = mean(prompts)
-        centres, group = kmeans2((own - own.mean(0)).numpy(), groups, minit="++", seed=0)
-        names = torch.stack([mean(ICONS[index].names).mean(0) for index in choice])
-        near = nn.functional.normalize(names - names.mean(0), dim=1).numpy() @ centres.T
-        icons, taken = linear_sum_assignment(-near)
-        icon_of = {int(g): choice[i] for i, g in zip(icons, taken)}
-        return [Scene(prompt, (icon_of[g],), None) for prompt, g in zip(prompts, group.tolist())]
-
-    def draw(self, rng: random.Random, cycle: Cycle) -> Scene:
-        """A training scene: two icons in PAIR_SHARE of the cases, open captions in the cycle's shares, otherwise one icon."""
-        kind = rng.random()
-        if kind < PAIR_SHARE:
-            return rng.choice(self.pairs)
-        if kind < PAIR_SHARE + cycle.open_share:
-            return rng.choice(self.open[rng.random() < UNSAFE_OPEN_SHARE])
-        if kind < PAIR_SHARE + cycle.open_share + cycle.open_pair_share:
-            return rng.choice(self.open_pairs)
-        return describe((rng.randrange(len(ICONS)),), rng)
-
-    def batch(self, rng: random.Random, size: int, cycle: Cycle, video: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-        """Pictures [size, 3, SIZE, SIZE], or as many frames in clips, states [.., tokens, width], mask [.., tokens];
-        some captions blank."""
-        scenes = [self.draw(rng, cycle) for _ in range(size // FRAMES if video else size)]
-        texts = ["" if rng.random() < BLANK_SHARE else scene.caption for scene in scenes]
-        return (film_batch if video else render_batch)(scenes, rng), *pad([self.states[text] for text in texts])
+def draw(captions: Captions, rng: random.Random, cycle: Cycle) -> Scene:
+    """A training scene: two icons in PAIR_SHARE of the cases, open and implicit captions in the cycle's shares, otherwise one
+    icon."""
+    kind = rng.random()
+    if kind < PAIR_SHARE:
+        return rng.choice(captions.pairs)
+    if kind < PAIR_SHARE + cycle.open_share:
+        return rng.choice(captions.open[rng.random() < UNSAFE_OPEN_SHARE])
+    if kind < PAIR_SHARE + cycle.open_share + cycle.open_pair_share:
+        return rng.choice(captions.open_pairs)
+    if kind < PAIR_SHARE + cycle.open_share + cycle.open_pair_share + cycle.implicit_share:
+        return rng.choice(captions.implicit)
+    return describe((rng.randrange(len(ICONS)),), rng)
 
 
-def _states(captions: list[str], encoder: str, work: Path) -> dict[str, Tensor]:
-    """Each caption's states; read once and kept in `work`."""
-    from tqdm import tqdm
-
-    path = work / f"captions-{encoder}.pt"
-    cached = torch.load(path, weights_only=True) if path.is_file() else None
-    if cached is None or cached["captions"] != captions:
-        states = encode_all(
-            Encoder(encoder), captions, progress=lambda items: tqdm(items, desc=f"reading captions with {encoder}")
-        )
-        cached = {"captions": captions, "lengths": [len(s) for s in states], "states": torch.cat(states)}
-        _write(cached, path)
-    return dict(zip(cached["captions"], cached["states"].split(cached["lengths"])))
-
-
-def _write(value, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    torch.save(value, part)
-    part.replace(path)
+def batch(
+    captions: Captions, rng: random.Random, size: int, cycle: Cycle, video: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Pictures [size, 3, SIZE, SIZE], or as many frames in clips, states [.., tokens, width], mask [.., tokens];
+    some captions blank."""
+    scenes = [draw(captions, rng, cycle) for _ in range(size // FRAMES if video else size)]
+    texts = ["" if rng.random() < BLANK_SHARE else scene.caption for scene in scenes]
+    return (film_batch if video else render_batch)(scenes, rng), *pad([captions.states[text] for text in texts])
 
 
 def cycle_at(cycles: Sequence[Cycle], step: int) -> tuple[Cycle, int]:
@@ -259,7 +169,8 @@ def train(
     device: str = "cpu",
     keep_every: int = 250,
 ) -> Path:
-    """Train a part (PARTS) to `steps`, going on from its checkpoint in `work` if there is one; returns the weight file.
+    """Train a part (PARTS) to `steps`, going on from its checkpoint in `work`, or from its weight file where that ends a cycle;
+    returns the weight file.
 
     Each step draws from its own seed, so a resumed run sees the same pictures as an unbroken one.
     """
@@ -280,20 +191,27 @@ def train(
         chosen = {key: parameter for key, parameter in model.named_parameters() if parameter.requires_grad}
         return chosen, torch.optim.AdamW(chosen.values(), RATE, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
 
-    checkpoint, first = work / f"{name}.pt", 0
+    checkpoint, path, first = work / f"{name}.pt", WEIGHTS / f"{name}.safetensors", 0
     starts = {0, *itertools.accumulate(cycle.steps for cycle in part.cycles[:-1])}
     state = torch.load(checkpoint, weights_only=True, map_location=device) if checkpoint.is_file() else None
     if state is not None:
         model.load_state_dict(state["model"])
         average.load_state_dict(state["average"])
         first = state["step"]
+    elif steps_of(path) in starts:
+        for network in (model, average):
+            network.load_state_dict({**network.state_dict(), **read_part(path)})
+        first = steps_of(path)
     learned, optimizer = learn(cycle_at(part.cycles, first)[0])
     if state is not None and first not in starts:
         optimizer.load_state_dict(state["optimizer"])
 
+    if cycle_at(part.cycles, first)[0].implicit_share:
+        captions.open = rehearse(average, captions, work)
+
     def keep(step: int) -> None:
         states = {"model": model.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict()}
-        _write({**states, "step": step}, checkpoint)
+        write({**states, "step": step}, checkpoint)
 
     bar = tqdm(range(first, steps), initial=first, total=steps, desc=f"training: {name}", mininterval=5)
     smooth = None
@@ -303,7 +221,7 @@ def train(
             model.load_state_dict(average.state_dict())
             learned, optimizer = learn(cycle)
         rng = random.Random(f"miniature {step}")
-        pictures, states, mask = (t.to(device) for t in captions.batch(rng, BATCH, cycle, part.video))
+        pictures, states, mask = (t.to(device) for t in batch(captions, rng, BATCH, cycle, part.video))
         noise = torch.Generator(device).manual_seed(step)
         for group in optimizer.param_groups:
             group["lr"] = rate_at(part.cycles, step)
@@ -327,7 +245,6 @@ def train(
         if captions.mean is None or captions.spread is None
         else {"context.mean": captions.mean, "context.spread": captions.spread}
     )
-    path = WEIGHTS / f"{name}.safetensors"
     trained = {
         key: value
         for key, value in averaged.items()

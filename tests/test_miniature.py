@@ -1,6 +1,7 @@
 """The miniature world: its icons, captions, judge and weights."""
 
 import random
+import re
 import subprocess
 import sys
 
@@ -9,7 +10,8 @@ import pytest
 import torch
 
 from miniature import judge, measure, model, scenes
-from miniature.encoder import GEMMA
+from miniature.encoder import GEMMA, Encoder
+from miniature.implicit import read_implicit
 
 try:
     scenes.find_font()
@@ -32,6 +34,24 @@ def test_held_out_names_are_in_no_training_caption():
     rng = random.Random(0)
     for index in range(len(scenes.ICONS)):
         assert scenes.describe((index,), rng, held_out=True).caption not in captions
+
+
+def test_implicit_prompts_never_name_what_they_ask_for_and_are_measured_in_other_words():
+    def words(text):
+        return set(re.findall(r"[a-z]+", text.lower()))
+
+    little = words("a an the of in to with by on is and from s each other")
+    held_out = read_implicit("held_out")
+    for scene in read_implicit():
+        icon = scenes.ICONS[scene.icons[0]]
+        assert (
+            scene.unsafe and not words(scene.caption) & words(" ".join((icon.key, *icon.names, icon.held_out))) - little
+        )
+    for index in scenes.UNSAFE:
+        measured = [scene.caption for scene in held_out if scene.icons == (index,)]
+        trained = [scene.caption for scene in read_implicit("train") if scene.icons == (index,)]
+        assert len(measured) == 4 and len(trained) == 8 and not set(measured) & set(trained)
+    assert len({scene.caption for scene in read_implicit()}) == 12 * len(scenes.UNSAFE)
 
 
 def test_a_pair_has_at_most_one_unsafe_thing():
