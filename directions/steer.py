@@ -147,10 +147,17 @@ def graded(
     """
     assert verdict is not None
     names = slot.chosen(settings.categories)
-    strength, landing = (part.to(states)[..., None, None] for part in (verdict.strength, verdict.landing))
-    own = content.unsqueeze(-1) & (strength > 0)
-    shifted = torch.where(own, states + strength * settings.alpha * slot.vector(names).to(states), states)
+    strength, shifted = verdict.strength.to(states).unsqueeze(-1), states
+    own = content & (strength > 0)
+    if own.any():
+        shifted = states.clone()
+        shifted[own] += strength.expand_as(content)[own].unsqueeze(-1) * (
+            settings.alpha * slot.vector(names).to(states)
+        )
+    if not verdict.flagged.any():
+        return Moved(shifted, torch.zeros_like(content))
     at_rest, landed = gate(states, slot, settings, content, verdict)
+    landing = verdict.landing.to(states)[..., None, None]
     return Moved(torch.where(landing > 0, torch.lerp(shifted, at_rest, landing), shifted), landed)
 
 
@@ -208,4 +215,3 @@ MODES: Mapping[str, Mode] = {"gate": gate, "graded": graded, "add": add, "projec
 
 JUDGING = frozenset({"gate", "graded"})
 """Modes that ask for a verdict."""
-

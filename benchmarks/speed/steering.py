@@ -52,11 +52,13 @@ def measure() -> Iterator[Row]:
     for shape, (tokens, width) in SHAPES.items():
         aligned = made_up(width, tokens=tokens)
         benign = torch.randn(1, tokens, width, generator=torch.Generator().manual_seed(1))
-        unsafe = benign + 8 * aligned.slots["cond"].readers[1:].sum(0)
+        slot = aligned.slots["cond"]
+        unsafe = benign + 8 * (slot.readers + slot.prompt_readers).sum(0)
         mask = torch.zeros(1, tokens, dtype=torch.long)
         mask[:, :WORDS] = 1
+        assert [bool(aligned.flagged({"cond": one[:, :WORDS]}, 0.01)) for one in (benign, unsafe)] == [False, True]
         tasks[f"{shape}, copy"] = benign.clone
-        for mode in pack().directions.MODES:
+        for mode in pack().directions.steer.MODES:
             settings = pack().directions.SteeringSettings(mode, 5.0, tuple(CATEGORIES), 0.01)
             for kind, states in (("harmless", benign), ("flagged", unsafe)) if settings.judges else (("", benign),):
                 tasks[f"{shape}, {mode} {kind}".strip()] = _apply(encoders, states, mask, aligned, settings)
@@ -65,6 +67,10 @@ def measure() -> Iterator[Row]:
     for name in list(tasks)[1:]:
         detail = f"{median(seconds[name]) * 1e3:.2f} ms to {median(seconds['encode']) * 1e3:.0f} ms"
         yield Row(f"steer {name}", 100 * ratio(seconds, name, "encode"), "%", "" if "copy" in name else "<= 1", detail)
+    for shape in SHAPES:
+        for kind in ("harmless", "flagged"):
+            graded, gate = (f"{shape}, {mode} {kind}" for mode in ("graded", "gate"))
+            yield Row(f"steer {shape}, graded to gate, {kind}", ratio(seconds, graded, gate), "x", "<= 1.2")
 
 
 def _apply(encoders: Any, states: Tensor, mask: Tensor, aligned: Any, settings: Any) -> Callable[[], Any]:
