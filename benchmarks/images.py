@@ -61,13 +61,20 @@ def workflow(encoder: str = MINILM, video: bool = False) -> dict[str, Any]:
     return graph
 
 
+def unhurried(encoder: str, video: bool = False) -> dict[str, Any]:
+    """`workflow`, aligned with all anchors, however busy the machine is: the same fit in every run."""
+    graph = workflow(encoder, video)
+    graph["align"]["inputs"]["seconds"] = 0
+    return graph
+
+
 def prepare(out: Path, encoder: str, seeds: Sequence[int]) -> None:
     """The prompts, the workflows, the judge and the reference renderings that `evaluate` takes."""
     from PIL import Image
 
     write_prompts(out, seeds)
     for video in (False, True):
-        (out / FILES[video]).write_text(json.dumps(workflow(encoder, video)), encoding="utf-8")
+        (out / FILES[video]).write_text(json.dumps(unhurried(encoder, video)), encoding="utf-8")
     judge.export_onnx(judge.load(), out / "judge.onnx")
     folder = out / "reference"
     folder.mkdir(exist_ok=True)
@@ -113,7 +120,7 @@ RUNS: dict[str, dict[str, Any]] = {
     },
     "implicit": {
         "modes": ["gate", "graded"],
-        "vary": {"load.direction": [SHIPPED], "apply.budget": [0.01, 0.05]},
+        "vary": {"load.direction": [SHIPPED], "apply.budget": [0.01, 0.05, 0.2]},
     },
     "implicit-add": {"modes": ["add"], "alphas": [2.0, 4.0, 8.0], "vary": {"load.direction": [SHIPPED]}},
     "implicit-project": {"modes": ["project"], "vary": {"load.direction": [SHIPPED], "apply.budget": [0.05, 0.2]}},
@@ -161,7 +168,7 @@ def share_alignments(servers: Sequence[Server], names: Sequence[str], encoder: s
     kept[0].mkdir(parents=True, exist_ok=True)
     for other in kept[1:]:
         other.symlink_to(kept[0], target_is_directory=True)
-    whole = workflow(encoder)
+    whole = unhurried(encoder)
     graph = {key: whole[key] for key in ("clip", "align")}
 
     def align(number: int) -> None:
