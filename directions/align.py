@@ -79,10 +79,11 @@ def align_slot(
     reading, benign = fit_readers(anchors), anchors.benign
     # The source read no translation: the map and what comes of it are of its own prompts.
     own = [i for i in order[:benign].tolist() if groups[i] == i]
-    source, target = direction.anchor_states[own].to(dtype), pooled[own].to(dtype)
+    both = [i for i in own if i < len(direction.anchor_states)]
+    source, target = direction.anchor_states[both].to(dtype), pooled[own].to(dtype)
     source_standard, target_standard = Standard.of(source), Standard.of(target)
-    s, t = source_standard(source), target_standard(target)
-    to_target, fit = fit_map(s, t, method)
+    s = source_standard(source)
+    to_target, fit = fit_map(s, target_standard(pooled[both].to(dtype)), method)
     steps = torch.stack(
         [
             (to_target(s + direction.vectors[name].to(dtype) / source_standard.spread) - to_target(s)).mean(0)

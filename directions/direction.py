@@ -27,7 +27,8 @@ class Direction:
             the mean over pairs of pooled(safe) - pooled(unsafe) (arXiv 2606.05290, step 1).
         readers: one functional per vector, float32 [D]: state @ reader is greater for unsafe prompts.
             Empty in files that carry none; aligning then whitens the direction instead.
-        anchor_states: the source's pooled states on the benign anchors, float16 [N, D].
+        anchor_states: the source's pooled states on the first M of the N benign anchors, float16 [M, D]: a map is fitted on
+            these, and a few thousand fit it as well as all would.
         anchor_prompts: the N benign prompts, in the same order.
         token_scores: how unsafe the source finds each token of each anchor, in benign standard deviations: float16
             [S, K], `global` first, then the categories. Empty in files that carry none.
@@ -40,7 +41,7 @@ class Direction:
             heroin"; hard negatives): they teach a target what the words look like, and count for no benign level.
         near: those that are harmless and come near the line ("a nude statue in a museum"): they count for no budget.
         languages: each anchor's language; empty where all are in the source's own. One in another language is a translation:
-            its states and prompt scores are its original's, and it has no token scores.
+            its prompt scores are its original's, and it has no token scores.
         originals: which anchor each one translates, itself where it is none: int64 [N]; empty as `languages`.
     """
 
@@ -111,12 +112,15 @@ class Direction:
         """The direction with some of its anchors, in this order; translations of what is left out are left out too.
 
         Raises:
-            ValueError: fewer than two everyday anchors are left.
+            ValueError: fewer than two everyday anchors are left, or anchors that have states stand behind others that have none.
         """
         own = set(index)
         rows = [i for i in index if int(self.groups[i]) in own]
         if int(self.everyday[rows].sum()) < 2:
             raise ValueError("fewer than two everyday anchors are left")
+        known = [i < len(self.anchor_states) for i in rows]
+        if known != sorted(known, reverse=True):
+            raise ValueError("anchors that have states stand first: their order can't be mixed with the others'")
         place = {i: new for new, i in enumerate(rows)}
         counts = self.token_counts[rows] if len(self.token_counts) else self.token_counts
         scores = self.token_scores
@@ -125,7 +129,7 @@ class Direction:
             scores = torch.cat([parts[i] for i in rows])
         return replace(
             self,
-            anchor_states=self.anchor_states[rows],
+            anchor_states=self.anchor_states[[i for i in rows if i < len(self.anchor_states)]],
             anchor_prompts=tuple(self.anchor_prompts[i] for i in rows),
             token_scores=scores,
             token_counts=counts,
@@ -157,7 +161,7 @@ class Direction:
         prompts = [self.anchor_prompts[i] for i in own.tolist()]
         tensors = {f"direction.{name}": vector.float() for name, vector in self.vectors.items()}
         tensors |= {f"reader.{name}": reader.float() for name, reader in self.readers.items()}
-        tensors["anchors.states"] = self.anchor_states[own].half()
+        tensors["anchors.states"] = self.anchor_states[own[own < len(self.anchor_states)]].half()
         if len(self.token_scores):
             whole = len(self.token_counts) == len(self.anchor_prompts)
             counts = (self.token_counts[own] if whole else self.token_counts).float()
@@ -224,7 +228,7 @@ def read_direction(path: str | Path) -> Direction:
     return Direction(
         vectors=named["direction."],
         readers=named["reader."],
-        anchor_states=tensors["anchors.states"][originals] if translations else tensors["anchors.states"],
+        anchor_states=tensors["anchors.states"],
         anchor_prompts=(*metadata["anchor_prompts"], *(prompt for _, _, prompt in translations)),
         token_scores=scores,
         token_counts=torch.cat([counts.long(), torch.zeros(len(translations) if len(counts) else 0, dtype=torch.long)]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from dataclasses import replace
 from datetime import datetime, timezone
 from difflib import SequenceMatcher
 from pathlib import Path
@@ -78,50 +79,69 @@ def estimate(
     mentions = [prompt for prompt in dict.fromkeys(mentions) if prompt not in known]
     if len(pairs) < 8 or len(anchors) < 16:
         raise ValueError(f"{len(pairs)} pairs and {len(anchors)} anchors are too few: at least 8 and 16 are needed")
-    read = _Model(model, tokenizer, progress, keep)
-    depth = model.config.get_text_config().num_hidden_layers
+    learned = _learn(_Model(model, tokenizer, progress, keep), pairs, anchors, mentions, layer)
+    whole = replace(
+        learned,
+        mentions=tuple(mentions),
+        near=tuple(prompt for prompt in near if prompt in known),
+        source={"model": "unnamed", **(source or {}), **learned.source},
+        licence=licence,
+    )
+    return translated(chosen(whole, most, {one.english for one in translations}), translations)
+
+
+def _learn(
+    read: "_Model", pairs: list[Pair], anchors: list[str], mentions: list[str], layer: int | Sequence[int] | str
+) -> Direction:
+    """Directions, readers, and what the model says of the anchors, mentions behind them; arguments as in `estimate`."""
+    depth = read.model.config.get_text_config().num_hidden_layers
     prompts = [*anchors, *mentions]
-    halves = [*(p.safe for p in pairs), *(p.unsafe for p in pairs)]
     reading = sorted({round(depth * share) for share in READING_DEPTHS})
     layers = _layers(layer, depth)
     columns = list(dict.fromkeys([*layers, *reading]))
-    states = read.pooled([*prompts, *halves], columns)
+    states = read.pooled([*prompts, *(p.safe for p in pairs), *(p.unsafe for p in pairs)], columns)
     if layer == "auto":
         candidates = torch.cat([states[: len(anchors), : len(layers)], states[len(prompts) :, : len(layers)]])
-        layers = [layers[choose_layer(candidates, pairs, len(anchors), progress)]]
+        layers = [layers[choose_layer(candidates, pairs, len(anchors), read.progress)]]
     groups = {GLOBAL: torch.ones(len(pairs), dtype=torch.bool)}
     groups |= {c: torch.tensor([p.category == c for p in pairs]) for c in sorted({p.category for p in pairs})}
     at = [columns.index(one) for one in layers]
     own, safe, unsafe = states[:, at].flatten(1).split([len(prompts), len(pairs), len(pairs)])
     several = states[:, [columns.index(one) for one in reading]].flatten(1)
-    of_prompts = _readings(progress, several, len(prompts), len(pairs), groups)
-    readers = _readers(progress, own, safe, unsafe, groups)
-    tokens, unsafe_tokens = read.tokens(prompts, [p.unsafe for p in pairs], layers)
-    changed = [changed_tokens(token_ids(tokenizer, p.safe)[1:], token_ids(tokenizer, p.unsafe)[1:]) for p in pairs]
-    of_tokens = score_tokens(
-        tokens[: len(anchors)],
-        [rows[mask] for rows, mask in zip(unsafe_tokens, changed)],
-        groups,
-        progress,
-        tokens[len(anchors) :],
-    )
-    whole = Direction(
+    of_prompts = _readings(read.progress, several, len(prompts), len(pairs), groups)
+    readers = _readers(read.progress, own, safe, unsafe, groups)
+    counts, of_tokens = _token_scores(read, pairs, prompts, len(anchors), layers, groups)
+    return Direction(
         vectors={name: (safe[rows] - unsafe[rows]).double().mean(0).float() for name, rows in groups.items()},
         readers=dict(zip(groups, readers.T.contiguous())),
         anchor_states=own.half(),
         anchor_prompts=tuple(prompts),
         token_scores=of_tokens.half(),
-        token_counts=torch.tensor([len(rows) for rows in tokens]),
+        token_counts=counts,
         prompt_scores=of_prompts.half(),
-        mentions=tuple(mentions),
-        near=tuple(prompt for prompt in near if prompt in known),
-        source={"model": "unnamed", **(source or {}), "layers": layers, "reading_layers": reading, **POOLING},
+        source={"layers": layers, "reading_layers": reading, **POOLING},
         pairs={"counts": dict(sorted(Counter(p.category for p in pairs).items())), "sha256": pairs_hash(pairs)},
-        licence=licence,
         created=_now(),
         tool_version=TOOL_VERSION,
     )
-    return translated(chosen(whole, most, {one.english for one in translations}), translations)
+
+
+def _token_scores(
+    read: "_Model",
+    pairs: list[Pair],
+    prompts: list[str],
+    anchors: int,
+    layers: Sequence[int],
+    groups: Mapping[str, Tensor],
+) -> tuple[Tensor, Tensor]:
+    """How many tokens each prompt has [N], and all their scores [S, K]; `anchors` come before the mentions."""
+    tokens, unsafe_tokens = read.tokens(prompts, [p.unsafe for p in pairs], layers)
+    changed = [
+        changed_tokens(token_ids(read.tokenizer, p.safe)[1:], token_ids(read.tokenizer, p.unsafe)[1:]) for p in pairs
+    ]
+    differing = [rows[mask] for rows, mask in zip(unsafe_tokens, changed)]
+    scores = score_tokens(tokens[:anchors], differing, groups, read.progress, tokens[anchors:])
+    return torch.tensor([len(rows) for rows in tokens]), scores
 
 
 def _readers(progress: Progress, benign: Tensor, safe: Tensor, unsafe: Tensor, groups: Mapping[str, Tensor]) -> Tensor:

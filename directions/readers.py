@@ -105,6 +105,8 @@ def source_scores(direction: Direction, names: Sequence[str], dtype: torch.dtype
 
 
 def _read(direction: Direction, names: Sequence[str], dtype: torch.dtype) -> Tensor:
+    if int(direction.groups.max()) >= len(direction.anchor_states):
+        raise ValueError("this direction has neither prompt scores nor states for some of its anchors")
     source = direction.anchor_states.to(dtype)
     centred = source - source.mean(0)
     spread = centred.std(0).clamp_min(1e-6)
@@ -116,7 +118,7 @@ def _read(direction: Direction, names: Sequence[str], dtype: torch.dtype) -> Ten
             return centred @ direction.readers[name].to(source.dtype)
         return white @ torch.linalg.solve(gram, -direction.vectors[name].to(white.dtype) / spread)
 
-    return torch.stack([scores(name) for name in names], 1)
+    return torch.stack([scores(name) for name in names], 1)[direction.groups]
 
 
 def fit_readers(anchors: Anchors) -> Reading:

@@ -14,6 +14,10 @@ from .prompts import Translation
 COMPONENTS = 128
 """Principal components in which anchors are compared; of SmolLM2's 576 dimensions they hold nine tenths of the variance."""
 
+MAPPED = 3000
+"""Anchors whose states the file carries, 1.2 kB each: a map that is fitted on them carries the directions as well as one that is
+fitted on all (docs/log.md, The source). The others keep their scores alone, which readers are fitted on."""
+
 RIDGE = 1.0
 """Mean variances that are taken as known beforehand, so that the first choices aren't outliers alone."""
 
@@ -21,28 +25,29 @@ RIDGE = 1.0
 def chosen(direction: Direction, most: int | None, needed: Collection[str] = ()) -> Direction:
     """The direction with its anchors in an order of which every beginning is a good choice, and no more than `most`.
 
-    Everyday anchors all stay: thresholds are read off them. Of the others those stay that a fit learns most from, and those
-    that are `needed`.
+    Everyday anchors all stay: thresholds are read off them. So do mentions: each names something that no other harmless prompt
+    does. Of those near the line those stay that a fit learns most from, and those that are `needed`. The first MAPPED keep
+    their states.
 
     Raises:
-        ValueError: the everyday anchors alone are more than `most`.
+        ValueError: the everyday anchors and the mentions alone are more than `most`.
     """
     everyday, mentioned = direction.everyday, direction.mentioned
-    kinds = [everyday, ~everyday & ~mentioned, mentioned]
-    count = len(direction.anchor_prompts)
-    if most is not None and int(everyday.sum()) > most:
-        raise ValueError(f"{int(everyday.sum())} everyday anchors are more than the {most} that the file is to carry")
-    states = direction.anchor_states.float()
-    share = 1.0 if most is None else min(1.0, (most - int(everyday.sum())) / max(count - int(everyday.sum()), 1))
+    near = ~everyday & ~mentioned
+    always = int((~near).sum())
+    if most is not None and always > most:
+        raise ValueError(f"{always} everyday anchors and mentions are more than the {most} that the file is to carry")
+    states, prompts = direction.anchor_states.float(), direction.anchor_prompts
     lists = [_spread_out(everyday.nonzero().flatten().tolist())]
-    for kind in kinds[1:]:
-        index = kind.nonzero().flatten()
-        held = [i for i in index.tolist() if direction.anchor_prompts[i] in needed]
-        free = torch.tensor([i for i in index.tolist() if direction.anchor_prompts[i] not in needed], dtype=torch.long)
-        room = max(0, int(share * len(index)) - len(held))
+    for kind, room in ((near, None if most is None else most - always), (mentioned, None)):
+        index = kind.nonzero().flatten().tolist()
+        held = [i for i in index if prompts[i] in needed]
+        free = [i for i in index if prompts[i] not in needed]
         known = torch.cat([states[everyday], states[held]])
-        lists.append(held + [int(free[i]) for i in by_influence(states[free], known, room)])
-    return direction.picked(interleaved(*lists))
+        more = by_influence(states[free], known, None if room is None else max(0, room - len(held)))
+        lists.append(held + [free[i] for i in more])
+    ordered = direction.picked(interleaved(*lists))
+    return replace(ordered, anchor_states=ordered.anchor_states[:MAPPED])
 
 
 def _spread_out(index: list[int]) -> list[int]:
@@ -62,7 +67,6 @@ def translated(direction: Direction, translations: Sequence[Translation]) -> Dir
     return replace(
         direction,
         anchor_prompts=(*direction.anchor_prompts, *(one.prompt for one in known)),
-        anchor_states=direction.anchor_states[originals],
         prompt_scores=direction.prompt_scores[originals] if len(direction.prompt_scores) else direction.prompt_scores,
         token_counts=torch.cat([direction.token_counts, torch.zeros(len(known), dtype=torch.long)]),
         languages=(*["en"] * own, *(one.language for one in known)),

@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--most",
         type=int,
         metavar="N",
-        help="anchors that the file carries at most, those that say most (the shipped one: 6000)",
+        help="anchors that the file carries at most, those that say most (the shipped one: 8500)",
     )
     parser.add_argument("--licence", default="", help="licence of the direction, for the file")
     parser.add_argument("--device-map", default=None, help='"auto" splits and offloads a big model through accelerate')

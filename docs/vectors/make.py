@@ -77,6 +77,11 @@ def sound() -> dict[str, bytes]:
         "with-near": join(*header_and_data(TENSORS, {**METADATA, "near": ["ein grüner Apfel"]})),
         "with-scores": join(*header_and_data({**TENSORS, **SCORES}, METADATA)),
         "with-translations": join(*header_and_data({**TENSORS, **SCORES}, {**METADATA, "translations": translations})),
+        "with-fewer-states": join(
+            *header_and_data(
+                {**TENSORS, **SCORES, "anchors.states": ("F16", [2, 2], [1.0, -2.0, 0.5, 0.25])}, METADATA
+            )
+        ),
         # The order in the header says nothing; spaces may follow it; metadata may hold more than is known.
         "any-order": join(
             json.dumps(
@@ -137,7 +142,8 @@ def broken() -> dict[str, tuple[bytes, str]]:
     with_metadata("category-name", "a category has a capital letter", categories=["Hate", "violence"])
     with_metadata("category-twice", "a category stands twice", categories=["hate", "hate"])
     with_metadata("category-missing", "a category has no tensor", categories=["hate", "violence", "weather"])
-    with_metadata("prompts", "there are fewer prompts than anchors", anchor_prompts=["a red bicycle"])
+    with_metadata("prompts", "there are more states than anchor prompts", anchor_prompts=["one", "two"])
+    with_metadata("prompts-alone", "an anchor has neither a state nor a prompt score", anchor_prompts=list("abcd"))
     with_metadata("prompt-empty", "an anchor prompt is empty", anchor_prompts=["a red bicycle", "", "tea"])
     with_metadata("mention-unknown", "a mention is no anchor prompt", mentions=["a blue bicycle"])
     with_metadata(
