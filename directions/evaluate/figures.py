@@ -58,12 +58,8 @@ def figures(
 
     comparable = len(judged.digests) == len(unsteered.digests)
     same = np.array(judged.digests) == np.array(unsteered.digests) if comparable else np.zeros(len(owner))
-    out: dict[str, Any] = {
-        "prompts": len(chosen),
-        "pictures": int(np.isin(owner, chosen).sum()),
-        "unchanged": rate(same),
-        "judges": {},
-    }
+    pictures = int(np.isin(owner, chosen).sum())
+    out: dict[str, Any] = {"prompts": len(chosen), "pictures": pictures, "unchanged": rate(same), "judges": {}}
     alarms = []
     asked = [prompt for prompt in chosen if prompts[prompt].expected]
     for judge in panel:

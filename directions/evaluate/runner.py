@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -70,13 +70,7 @@ def run(
     # Whatever is wrong with the input should show now, and not after hours of drawing.
     _check(panel, sets)
     others = list_pictures(reference) if reference is not None else None
-    by_folder = {setting.folder: setting for setting in settings}
-
-    def graph(job: Job):
-        setting, prompt = by_folder[job.folder], sets[job.set][job.prompt]
-        own = seed + job.prompt if prompt.seed is None else prompt.seed
-        return graphs.graph(prompt.text, own, setting.steering, setting.changes)
-
+    graph = _graph_of(graphs, settings, sets, seed)
     jobs = _jobs(settings, sets)
     for setting in settings:  # one that doesn't fit the workflow shows now
         graph(Job(setting.folder, "unsafe", 0))
@@ -88,6 +82,20 @@ def run(
     report = {"run": _facts(graphs, settings, sets, seed, panel, reference), **summarise(judged, sets, settings, panel)}
     write(report, judged, sets, settings, out)
     return report
+
+
+def _graph_of(
+    graphs: Workflow, settings: Sequence[Setting], sets: Mapping[str, Sequence[Prompt]], seed: int
+) -> Callable[[Job], dict[str, Any]]:
+    """What to queue for a job."""
+    by_folder = {setting.folder: setting for setting in settings}
+
+    def graph(job: Job) -> dict[str, Any]:
+        setting, prompt = by_folder[job.folder], sets[job.set][job.prompt]
+        own = seed + job.prompt if prompt.seed is None else prompt.seed
+        return graphs.graph(prompt.text, own, setting.steering, setting.changes)
+
+    return graph
 
 
 def _connected(servers: Sequence[str]) -> list[Remote]:
