@@ -90,9 +90,10 @@ def _with_anchors(shipped: Direction, states: Sequence[Tensor], of_tokens: Tenso
     own = _own(shipped)
     counts = torch.zeros(len(shipped.anchor_prompts), dtype=torch.long)
     counts[own] = torch.tensor([len(rows) for rows in states])
+    place = {index: i for i, index in enumerate(own)}
     return replace(
         shipped,
-        anchor_states=pool(states).half(),
+        anchor_states=pool(states).half()[[place[i] for i in shipped.groups.tolist()]],
         token_scores=of_tokens.half(),
         token_counts=counts,
         prompt_scores=torch.empty(0),

@@ -79,11 +79,10 @@ def align_slot(
     reading, benign = fit_readers(anchors), anchors.benign
     # The source read no translation: the map and what comes of it are of its own prompts.
     own = [i for i in order[:benign].tolist() if groups[i] == i]
-    both = [i for i in own if i < len(direction.anchor_states)]
-    source, target = direction.anchor_states[both].to(dtype), pooled[own].to(dtype)
+    source, target = direction.anchor_states[own].to(dtype), pooled[own].to(dtype)
     source_standard, target_standard = Standard.of(source), Standard.of(target)
-    s = source_standard(source)
-    to_target, fit = fit_map(s, target_standard(pooled[both].to(dtype)), method)
+    s, t = source_standard(source), target_standard(target)
+    to_target, fit = fit_map(s, t, method)
     steps = torch.stack(
         [
             (to_target(s + direction.vectors[name].to(dtype) / source_standard.spread) - to_target(s)).mean(0)
@@ -157,6 +156,7 @@ def _widened(reading: Reading, projection: Projection) -> Reading:
     return reading._replace(
         readers=projection.readers(reading.readers),
         prompt_readers=projection.readers(reading.prompt_readers),
+        mention_reader=projection.readers(reading.mention_reader.unsqueeze(0))[0],
         language_readers=projection.readers(reading.language_readers),
         center=projection.back(reading.center.unsqueeze(0))[0],
     )

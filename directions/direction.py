@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from . import files
-from .direction_format import GLOBAL, LONGEST, SHORTEST, counts_fault, format_fault
+from .direction_format import GLOBAL, GRID, LONGEST, SHORTEST, counts_fault, format_fault
 from .files import DirectionFormatError
 
 LIBRARY = Path(__file__).parent / "library"
@@ -27,8 +27,7 @@ class Direction:
             the mean over pairs of pooled(safe) - pooled(unsafe) (arXiv 2606.05290, step 1).
         readers: one functional per vector, float32 [D]: state @ reader is greater for unsafe prompts.
             Empty in files that carry none; aligning then whitens the direction instead.
-        anchor_states: the source's pooled states on the first M of the N benign anchors, float16 [M, D]: a map is fitted on
-            these, and a few thousand fit it as well as all would.
+        anchor_states: the source's pooled states on the benign anchors, float16 [N, D].
         anchor_prompts: the N benign prompts, in the same order.
         token_scores: how unsafe the source finds each token of each anchor, in benign standard deviations: float16
             [S, K], `global` first, then the categories. Empty in files that carry none.
@@ -41,7 +40,7 @@ class Direction:
             heroin"; hard negatives): they teach a target what the words look like, and count for no benign level.
         near: those that are harmless and come near the line ("a nude statue in a museum"): they count for no budget.
         languages: each anchor's language; empty where all are in the source's own. One in another language is a translation:
-            its prompt scores are its original's, and it has no token scores.
+            its states and prompt scores are its original's, and it has no token scores.
         originals: which anchor each one translates, itself where it is none: int64 [N]; empty as `languages`.
     """
 
@@ -112,15 +111,12 @@ class Direction:
         """The direction with some of its anchors, in this order; translations of what is left out are left out too.
 
         Raises:
-            ValueError: fewer than two everyday anchors are left, or anchors that have states stand behind others that have none.
+            ValueError: fewer than two everyday anchors are left.
         """
         own = set(index)
         rows = [i for i in index if int(self.groups[i]) in own]
         if int(self.everyday[rows].sum()) < 2:
             raise ValueError("fewer than two everyday anchors are left")
-        known = [i < len(self.anchor_states) for i in rows]
-        if known != sorted(known, reverse=True):
-            raise ValueError("anchors that have states stand first: their order can't be mixed with the others'")
         place = {i: new for new, i in enumerate(rows)}
         counts = self.token_counts[rows] if len(self.token_counts) else self.token_counts
         scores = self.token_scores
@@ -129,7 +125,7 @@ class Direction:
             scores = torch.cat([parts[i] for i in rows])
         return replace(
             self,
-            anchor_states=self.anchor_states[[i for i in rows if i < len(self.anchor_states)]],
+            anchor_states=self.anchor_states[rows],
             anchor_prompts=tuple(self.anchor_prompts[i] for i in rows),
             token_scores=scores,
             token_counts=counts,
@@ -161,7 +157,7 @@ class Direction:
         prompts = [self.anchor_prompts[i] for i in own.tolist()]
         tensors = {f"direction.{name}": vector.float() for name, vector in self.vectors.items()}
         tensors |= {f"reader.{name}": reader.float() for name, reader in self.readers.items()}
-        tensors["anchors.states"] = self.anchor_states[own[own < len(self.anchor_states)]].half()
+        tensors |= _packed(self.anchor_states[own].half())
         if len(self.token_scores):
             whole = len(self.token_counts) == len(self.anchor_prompts)
             counts = (self.token_counts[own] if whole else self.token_counts).float()
@@ -194,7 +190,46 @@ class Direction:
         return files.write(path, "direction", tensors, metadata)
 
 
-_CODES = {torch.float16: "F16", torch.float32: "F32"}
+_CODES = {torch.float16: "F16", torch.float32: "F32", torch.int8: "I8"}
+
+LEVELS = 255
+"""Of a signed byte, from -128; states that it holds are 2% of their standard deviation away from what they were."""
+
+
+def eight_bits(states: Tensor) -> Tensor:
+    """States [N, D] rounded, so that a file can hold each as one byte: to LEVELS steps from the lowest to the highest of its
+    column."""
+    return _on_grid(*_bytes_and_grid(states.half()))
+
+
+def _bytes_and_grid(states: Tensor) -> tuple[Tensor, Tensor]:
+    low, high = states.float().amin(0), states.float().amax(0)
+    step = (high - low) / LEVELS
+    values = ((states.float() - low) / step.clamp_min(1e-30)).round().clamp(0, LEVELS) - 128
+    return values.to(torch.int8), torch.stack([low + 128 * step, step])
+
+
+def _on_grid(values: Tensor, grid: Tensor) -> Tensor:
+    return (grid[0] + values.float() * grid[1]).half()
+
+
+def _packed(states: Tensor) -> dict[str, Tensor]:
+    """As the file has them: in bytes where these say the same (`eight_bits`), else in half precision."""
+    values, grid = _bytes_and_grid(states)
+    if torch.equal(_on_grid(values, grid), states):
+        return {"anchors.states": values, GRID: grid}
+    return {"anchors.states": states}
+
+
+def _unpacked(tensors: Mapping[str, Tensor], file: str) -> Tensor:
+    states = tensors["anchors.states"]
+    if GRID not in tensors:
+        return states
+    grid = tensors[GRID]
+    found = _on_grid(states, grid)
+    if not (grid[1] >= 0).all() or not torch.isfinite(found).all():
+        raise DirectionFormatError(f"{file}: {GRID} gives states that are not finite, or has a negative step")
+    return found
 
 
 def read_direction(path: str | Path) -> Direction:
@@ -225,10 +260,11 @@ def read_direction(path: str | Path) -> Direction:
         [*range(own), *(index for _, index, _ in translations)] if translations else [], dtype=torch.long
     )
     of_prompts = tensors.get("anchors.prompt_scores", torch.empty(0))
+    states = _unpacked(tensors, path.name)
     return Direction(
         vectors=named["direction."],
         readers=named["reader."],
-        anchor_states=tensors["anchors.states"],
+        anchor_states=states[originals] if translations else states,
         anchor_prompts=(*metadata["anchor_prompts"], *(prompt for _, _, prompt in translations)),
         token_scores=scores,
         token_counts=torch.cat([counts.long(), torch.zeros(len(translations) if len(counts) else 0, dtype=torch.long)]),

@@ -8,6 +8,7 @@ from typing import Any, Mapping
 from torch import Tensor
 
 GLOBAL = "global"
+GRID = "anchors.states_grid"
 
 MAX_PROMPT = 2000
 """Letters."""
@@ -33,7 +34,7 @@ def is_language(text: Any) -> bool:
 
 def format_fault(entries: Mapping[str, tuple], metadata: Mapping[str, Any]) -> str | None:
     """What is wrong with a direction file, from its tensors' dtypes and shapes and its metadata; None where nothing is."""
-    return _facts_fault(metadata) or _anchors_fault(metadata) or _tensors_fault(entries, metadata)
+    return _facts_fault(metadata) or _tensors_fault(entries, metadata) or _anchors_fault(entries, metadata)
 
 
 def counts_fault(counts: Tensor, scores: int) -> str | None:
@@ -70,36 +71,37 @@ def _tensors_fault(entries: Mapping[str, tuple], metadata: Mapping[str, Any]) ->
         expected |= {f"reader.{name}" for name in names}
     if any(name.startswith("anchors.token_") for name in entries):
         expected |= {"anchors.token_scores", "anchors.token_counts"}
-    if "anchors.prompt_scores" in entries:
-        expected.add("anchors.prompt_scores")
+    eight_bits = entries.get("anchors.states", ("F16",))[0] == "I8"
+    expected |= {"anchors.prompt_scores"} & set(entries) | ({GRID} if eight_bits else set())
     if set(entries) != expected:
         return f"tensors {str(sorted(set(entries) ^ expected)[:5])[:400]} are missing or unknown"
     for name, (dtype, _) in entries.items():
-        if dtype != ("F16" if name in _HALF else "F32"):
+        if dtype != ("F16" if name in _HALF else "F32") and not (eight_bits and name == "anchors.states"):
             return f"{name} has dtype {dtype}"
-    shape, count = entries["anchors.states"][1], len(metadata["anchor_prompts"])
-    if len(shape) != 2 or not 2 <= shape[0] <= max(count, 2):
-        return f"anchors.states has shape {list(shape)}, not [M, D] with M from 2 to the number of anchors, {count}"
-    if shape[0] < count and "anchors.prompt_scores" not in entries:
-        return f"anchors.states are those of {shape[0]} of {count} anchors, and there are no anchors.prompt_scores for the others"
+    shape = entries["anchors.states"][1]
+    if len(shape) != 2 or shape[0] < 2:
+        return f"anchors.states has shape {list(shape)}, not [N, D] with at least two anchors"
     if "anchors.token_scores" in expected:
         scores, counts = entries["anchors.token_scores"][1], entries["anchors.token_counts"][1]
-        if len(scores) != 2 or scores[1] != len(names) or tuple(counts) != (count,):
-            found = f"{list(scores)} and {list(counts)}, not [S, {len(names)}] and [{count}]"
+        if len(scores) != 2 or scores[1] != len(names) or tuple(counts) != (shape[0],):
+            found = f"{list(scores)} and {list(counts)}, not [S, {len(names)}] and [{shape[0]}]"
             return f"anchors.token_scores and anchors.token_counts have shapes {found}"
-    if "anchors.prompt_scores" in expected and entries["anchors.prompt_scores"][1] != (count, len(names)):
-        return f"anchors.prompt_scores has shape {list(entries['anchors.prompt_scores'][1])}, not {[count, len(names)]}"
+    if "anchors.prompt_scores" in expected and entries["anchors.prompt_scores"][1] != (shape[0], len(names)):
+        return (
+            f"anchors.prompt_scores has shape {list(entries['anchors.prompt_scores'][1])}, not {[shape[0], len(names)]}"
+        )
+    if eight_bits and entries[GRID][1] != (2, shape[1]):
+        return f"{GRID} has shape {list(entries[GRID][1])}, not {[2, shape[1]]}"
     for name in sorted(name for name in expected if not name.startswith("anchors.")):
         if entries[name][1] != (shape[1],):
             return f"{name} has shape {list(entries[name][1])}; the anchors are {shape[1]} wide"
     return None
 
 
-def _anchors_fault(metadata: Mapping[str, Any]) -> str | None:
-    prompts = metadata["anchor_prompts"]
-    if not isinstance(prompts, list) or not all(map(_is_prompt, prompts)):
-        return f"the metadata's anchor_prompts are not a list of prompts of 1 to {MAX_PROMPT} letters"
-    count = len(prompts)
+def _anchors_fault(entries: Mapping[str, tuple], metadata: Mapping[str, Any]) -> str | None:
+    count, prompts = entries["anchors.states"][1][0], metadata["anchor_prompts"]
+    if not isinstance(prompts, list) or len(prompts) != count or not all(map(_is_prompt, prompts)):
+        return f"the metadata has not one prompt of 1 to {MAX_PROMPT} letters for each of the {count} anchor states"
     named: dict[str, set[str]] = {}
     for kind in ("mentions", "near"):
         some = metadata.get(kind, [])

@@ -13,7 +13,7 @@ from typing import Any, Mapping, NamedTuple, Sequence
 import torch
 from torch import Tensor
 
-from .direction import Direction
+from .direction import Direction, eight_bits
 from .direction_format import GLOBAL
 from .prompts import Pair, Translation, pairs_hash
 from .scores import roc_area
@@ -87,7 +87,8 @@ def estimate(
         source={"model": "unnamed", **(source or {}), **learned.source},
         licence=licence,
     )
-    return translated(chosen(whole, most, {one.english for one in translations}), translations)
+    kept = chosen(whole, most, {one.english for one in translations})
+    return translated(replace(kept, anchor_states=eight_bits(kept.anchor_states)), translations)
 
 
 def _learn(

@@ -27,7 +27,7 @@ MAX_HEADER_BYTES = 4 << 20
 MAX_VALUES = 1 << 17
 MAX_FILE_BYTES = 2 << 30
 MAX_TENSORS = 4096
-DTYPES = {"F32": (torch.float32, 4), "F16": (torch.float16, 2)}
+DTYPES = {"F32": (torch.float32, 4), "F16": (torch.float16, 2), "I8": (torch.int8, 1)}
 ABANDONED = 600
 """Seconds without a write after which a `.partial` is what a kill left behind."""
 

@@ -8,20 +8,21 @@ import torch
 from torch import Tensor
 
 from .direction import Direction
-from .languages import Languages, moments_by_language, separation
+from .languages import FEWEST, Languages, moments_by_language, separation
 from .maps import Standard
 from .scores import (
     TOP,
     LengthModel,
+    Parts,
     ReadingMoments,
-    both_readings,
+    Readings,
     global_plus_highest,
     local_means,
     moments_of,
     parts,
     prompt_scores,
-    soft_minimum,
     standardised,
+    summed,
 )
 
 TOKEN_PENALTY, PROMPT_PENALTY = 0.1, 0.1
@@ -74,6 +75,7 @@ class Reading(NamedTuple):
 
     readers: Tensor
     prompt_readers: Tensor
+    mention_reader: Tensor
     center: Tensor
     token_moments: Tensor
     reading_moments: Tensor
@@ -105,8 +107,6 @@ def source_scores(direction: Direction, names: Sequence[str], dtype: torch.dtype
 
 
 def _read(direction: Direction, names: Sequence[str], dtype: torch.dtype) -> Tensor:
-    if int(direction.groups.max()) >= len(direction.anchor_states):
-        raise ValueError("this direction has neither prompt scores nor states for some of its anchors")
     source = direction.anchor_states.to(dtype)
     centred = source - source.mean(0)
     spread = centred.std(0).clamp_min(1e-6)
@@ -118,7 +118,7 @@ def _read(direction: Direction, names: Sequence[str], dtype: torch.dtype) -> Ten
             return centred @ direction.readers[name].to(source.dtype)
         return white @ torch.linalg.solve(gram, -direction.vectors[name].to(white.dtype) / spread)
 
-    return torch.stack([scores(name) for name in names], 1)[direction.groups]
+    return torch.stack([scores(name) for name in names], 1)
 
 
 def fit_readers(anchors: Anchors) -> Reading:
@@ -136,22 +136,30 @@ def fit_readers(anchors: Anchors) -> Reading:
     wanted = standardised(anchors.prompt_scores.to(dtype), moments_of(anchors.prompt_scores[:benign].to(dtype)))
     prompt = _regress(pooled, wanted, torch.ones(len(pooled), dtype=dtype), fold, PROMPT_PENALTY, dtype, benign)
 
+    mention = _fit_mention_reader(anchors, pooled, fold, dtype)
+
     center = token.standard.mean
     crossed = [
-        ((rows.to(dtype) - center) @ token.by_fold[k], (rows.to(dtype) - center) @ prompt.by_fold[k])
+        Readings(
+            *(
+                (rows.to(dtype) - center) @ reader
+                for reader in (token.by_fold[k], prompt.by_fold[k], mention.by_fold[k])
+            )
+        )
         for rows, k in zip(anchors.tokens[:benign], fold.tolist())
     ]
-    token_spread = torch.cat([of_token for of_token, _ in crossed]).std(0).clamp_min(TINY)
-    prompt_spread = torch.stack([of_prompt.mean(0) for _, of_prompt in crossed]).std(0).clamp_min(TINY)
-    crossed = [(of_token / token_spread, of_prompt / prompt_spread) for of_token, of_prompt in crossed]
+    token_spread = torch.cat([one.token for one in crossed]).std(0).clamp_min(TINY)
+    prompt_spread = torch.stack([one.prompt.mean(0) for one in crossed]).std(0).clamp_min(TINY)
+    crossed = [Readings(one.token / token_spread, one.prompt / prompt_spread, one.mention[:, 0]) for one in crossed]
     moments, scale, model, scores = calibrate(crossed, anchors.everyday)
     languages = _fit_languages(anchors, pooled, center, scores, dtype)
-    together = global_plus_highest(torch.cat([of_token for of_token, _ in crossed]))
+    of_tokens = global_plus_highest(torch.cat([one.token for one in crossed]))
     return Reading(
         readers=(token.readers / token_spread).T.float().contiguous(),
         prompt_readers=(prompt.readers / prompt_spread).T.float().contiguous(),
+        mention_reader=mention.readers[:, 0].float().contiguous(),
         center=center.float(),
-        token_moments=torch.stack([together.mean(), together.std().clamp_min(TINY)]).float(),
+        token_moments=torch.stack([of_tokens.mean(), of_tokens.std().clamp_min(TINY)]).float(),
         reading_moments=torch.stack(list(moments)).float(),
         score_moments=scale.float(),
         length_model=torch.stack(list(model)).float(),
@@ -161,6 +169,17 @@ def fit_readers(anchors: Anchors) -> Reading:
         anchor_scores=languages(scores, (pooled[:benign].to(dtype) - center) @ languages.readers.T).float(),
         separation=_separation(anchors, token, fold, dtype),
     )
+
+
+def _fit_mention_reader(anchors: Anchors, pooled: Tensor, fold: Tensor, dtype: torch.dtype) -> "_Fitted":
+    """Mentions against the other anchors, each half of the weight; reads nothing where there are too few."""
+    count, benign = len(pooled), anchors.benign
+    is_mention = (torch.arange(count) >= benign).to(dtype)
+    weights = torch.where(is_mention > 0, count / max(count - benign, 1), count / benign).to(dtype) / 2
+    fitted = _regress(pooled, is_mention.unsqueeze(1), weights, fold, PROMPT_PENALTY, dtype, benign)
+    if count - benign >= FEWEST:
+        return fitted
+    return fitted._replace(readers=0 * fitted.readers, by_fold=0 * fitted.by_fold)
 
 
 def _fit_languages(anchors: Anchors, pooled: Tensor, center: Tensor, scores: Tensor, dtype: torch.dtype) -> Languages:
@@ -187,41 +206,36 @@ def _separation(anchors: Anchors, token: "_Fitted", fold: Tensor, dtype: torch.d
     return separation(highest, anchors.language, everyday, mentioned, anchors.languages)
 
 
-def calibrate(
-    readings: Sequence[tuple[Tensor, Tensor]], everyday: Tensor
-) -> tuple[ReadingMoments, Tensor, LengthModel, Tensor]:
+def calibrate(readings: Sequence[Readings], everyday: Tensor) -> tuple[ReadingMoments, Tensor, LengthModel, Tensor]:
     """What everyday harmless prompts read, step by step, and every harmless prompt's score.
 
     Args:
-        readings: of each prompt's tokens, the token and the prompt readers' [T_i, K], by readers that never saw it.
+        readings: of each prompt's T_i tokens, by readers that never saw it.
         everyday: bool [N].
 
     Returns:
         moments of the readings, moments of the scores [K, 2], the length model, and all prompts' scores [N, K].
     """
-    count = torch.tensor([len(of_token) for of_token, _ in readings])
+    count = torch.tensor([len(one.token) for one in readings])
     usual = everyday.nonzero().flatten().tolist()
-    local = moments_of(torch.cat([local_means(readings[i][1]) for i in usual]))
-    token = moments_of(torch.cat([readings[i][0] for i in usual]))
-    none = torch.zeros_like(local)
-    moments = ReadingMoments(token, local, none, none)
+    token = moments_of(torch.cat([readings[i].token for i in usual]))
+    local = moments_of(torch.cat([local_means(readings[i].prompt) for i in usual]))
+    moments = ReadingMoments(token, local, *[torch.zeros_like(local)] * 4)
     by_length = [(count == n).nonzero().flatten() for n in count.unique()]
 
-    def stacked(pick: Tensor) -> tuple[Tensor, Tensor]:
-        rows = [readings[i] for i in pick.tolist()]
-        return torch.stack([of_token for of_token, _ in rows]), torch.stack([of_prompt for _, of_prompt in rows])
+    def stacked(pick: Tensor) -> Readings:
+        return Readings(*(torch.stack(list(some)) for some in zip(*(readings[i] for i in pick.tolist()))))
 
-    highest, pooled = (torch.zeros(len(readings), len(local), dtype=local.dtype) for _ in range(2))
+    of_whole = [torch.zeros(len(readings), width, dtype=local.dtype) for width in (*[len(local)] * 3, 1)]
     for pick in by_length:
-        of_token, of_prompt = stacked(pick)
-        some, means = parts(both_readings(of_token, of_prompt, moments), of_prompt)
-        highest[pick], pooled[pick] = some[:, 0], means[:, 0]
-    moments = ReadingMoments(token, local, moments_of(highest[everyday]), moments_of(pooled[everyday]))
-    whole = soft_minimum(standardised(highest, moments.highest), standardised(pooled, moments.pooled))
-    scale = moments_of(whole[everyday])
-    scores = torch.zeros_like(highest)
+        for found, one in zip(of_whole, parts(stacked(pick), moments)):
+            found[pick] = one[:, 0]
+    whole = Parts(*of_whole)
+    moments = ReadingMoments(token, local, *(moments_of(part[everyday]).expand(len(local), 2) for part in whole))
+    scale = moments_of(summed(whole, moments)[everyday])
+    scores = torch.zeros_like(whole.words)
     for pick in by_length:
-        scores[pick] = prompt_scores(*stacked(pick), moments, scale)
+        scores[pick] = prompt_scores(stacked(pick), moments, scale)
     model = LengthModel.fit(scores[everyday], count[everyday])
     return moments, scale, model, model(scores, count)
 

@@ -152,8 +152,7 @@ class _Reader:
 def _fit(direction: Direction, task: Scan, progress: Progress) -> Alignment:
     """The direction fitted to what scores: calibrated on the anchors' states, which a direction file has of its own source."""
     if task.kind == "source":
-        known = direction.picked(range(len(direction.anchor_states)))
-        return align(known, known.anchor_states.float(), "ridge")
+        return align(direction, direction.anchor_states.float(), "ridge")
     read = _Reader(direction, task)
     prompts = direction.anchor_prompts
     starts = range(0, len(prompts), PART)

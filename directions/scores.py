@@ -2,11 +2,12 @@
 
 A reader is a linear probe: (state - center) @ reader. There are two for each name (`global`, then the categories): the token
 reader tells unsafe *words* ("heroin" also on a poster that warns of it), the prompt reader tells unsafe *prompts* from the mean
-of their states. A prompt is unsafe where both say so: in the same place, and as a whole.
+of their states. One more for all names tells *mentions*: harmless prompts that name something unsafe (posters, news, titles).
 
     local_t = mean of the prompt reading over the tokens within NEAR of t
     both_t  = soft minimum of the token reading at t and local_t
-    score   = soft minimum of the mean of the TOP highest both_t, and of the mean prompt reading
+    score   = (mean of the TOP highest token readings + mean of the TOP highest both_t) / 2 + mean prompt reading
+              - MENTION * mean mention reading, where that is above average
 
 each standardised by harmless prompts. Compared with other forms in docs/log.md ("The form of the score").
 """
@@ -26,7 +27,7 @@ NEAR = 4
 """Tokens on either side over which the prompt reading is averaged: 2 lets more mentions through, 8 loses short prompts."""
 
 SHARPNESS = 1.0
-"""Of the soft minima: 0.25 is nearly a sum, which takes more mentions for unsafe; 2 finds no more."""
+"""Of the soft minimum: 0.5 and 1 find as many."""
 
 WINDOW, STRIDE = 32, 16
 """Prompts longer than a window are also read through windows, so that length around it doesn't hide an unsafe part."""
@@ -36,14 +37,41 @@ WINDOW_MARGIN = 1.5
 windows. At 1 long harmless prompts are flagged more often, at 2 a hidden sentence is found half as often."""
 
 
+MENTION, MOST_MENTION = 0.22, 4.0
+"""Weight of the mention reading in each name's score, and the most that it counts for, in harmless standard deviations. With
+none, twice as many mentions are taken for unsafe; with twice as much, 0.05 fewer unsafe prompts are found. The most bounds what
+words of a notice around an unsafe prompt can hide."""
+
+
+class Readings(NamedTuple):
+    """What a prompt's n tokens read: by token and prompt readers [..., n, K], and by the mention reader [..., n]."""
+
+    token: Tensor
+    prompt: Tensor
+    mention: Tensor
+
+
+class Parts(NamedTuple):
+    """Of prompts or windows: the mean of the highest token readings and of the highest soft minima, the mean prompt reading,
+    [..., K] each, and the mean mention reading [..., 1]."""
+
+    words: Tensor
+    both: Tensor
+    pooled: Tensor
+    mention: Tensor
+
+
 class ReadingMoments(NamedTuple):
     """Mean and standard deviation over everyday harmless prompts, [K, 2] each: of tokens' readings, of local prompt readings, of
-    the mean of a prompt's highest tokens, and of the mean prompt reading."""
+    the mean of a prompt's highest token readings, of that of its highest soft minima, of the mean prompt reading, and of the mean
+    mention reading (the same for every name)."""
 
     token: Tensor
     local: Tensor
-    highest: Tensor
+    words: Tensor
+    both: Tensor
     pooled: Tensor
+    mention: Tensor
 
 
 def soft_minimum(a: Tensor, b: Tensor) -> Tensor:
@@ -82,40 +110,50 @@ def windows(n: int) -> list[tuple[int, int]]:
     return [(start, start + WINDOW) for start in range(0, n - WINDOW, STRIDE)] + [(n - WINDOW, n)]
 
 
-def both_readings(of_token: Tensor, of_prompt: Tensor, moments: ReadingMoments) -> Tensor:
-    """Soft minimum of the token reading and the local prompt reading of each token: [..., n, K]."""
-    local = standardised(local_means(of_prompt), moments.local)
-    return soft_minimum(standardised(of_token, moments.token), local)
+def parts(readings: Readings, moments: ReadingMoments) -> Parts:
+    """The parts of the score of the whole prompt, then of each window; n > 0."""
+    token = standardised(readings.token, moments.token)
+    both = soft_minimum(token, standardised(local_means(readings.prompt), moments.local))
+    n = token.shape[-2]
+    spans = [(0, n), *windows(n)]
+
+    def highest(values: Tensor) -> Tensor:
+        found = [values[..., a:b, :].topk(min(TOP, b - a), dim=-2).values.mean(-2) for a, b in spans]
+        return torch.stack(found, -2)
+
+    def means(values: Tensor) -> Tensor:
+        return torch.stack([values[..., a:b, :].mean(-2) for a, b in spans], -2)
+
+    return Parts(highest(token), highest(both), means(readings.prompt), means(readings.mention.unsqueeze(-1)))
 
 
-def parts(both: Tensor, of_prompt: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean of the highest tokens and the mean prompt reading of the whole prompt, then of each window.
+def together(some: Parts, moments: ReadingMoments, scale: Tensor) -> Tensor:
+    """The parts as one, by each name [..., K]: in standard deviations of everyday prompts, but for what reads as a mention.
 
     Args:
-        both, of_prompt: [..., n, K], n > 0.
-
-    Returns:
-        [..., 1 + windows, K] each.
+        scale: [K, 2], moments of the sum of the parts without the mention reading.
     """
-    n = both.shape[-2]
-    spans = [(0, n), *windows(n)]
-    highest = [both[..., a:b, :].topk(min(TOP, b - a), dim=-2).values.mean(-2) for a, b in spans]
-    return torch.stack(highest, -2), torch.stack([of_prompt[..., a:b, :].mean(-2) for a, b in spans], -2)
+    mention = standardised(some.mention, moments.mention).clamp(0, MOST_MENTION)
+    return standardised(summed(some, moments), scale) - MENTION * mention
 
 
-def prompt_scores(of_token: Tensor, of_prompt: Tensor, moments: ReadingMoments, scale: Tensor) -> Tensor:
+def summed(some: Parts, moments: ReadingMoments) -> Tensor:
+    """What reads as unsafe, [..., K]."""
+    words, both = standardised(some.words, moments.words), standardised(some.both, moments.both)
+    return (words + both) / 2 + standardised(some.pooled, moments.pooled)
+
+
+def prompt_scores(readings: Readings, moments: ReadingMoments, scale: Tensor) -> Tensor:
     """Prompts' scores for each name, their length not yet taken into account; the first is `global` plus the highest category.
 
     Args:
-        of_token, of_prompt: readings of the tokens of prompts of one length, [..., n, K], n > 0.
-        scale: [K, 2], moments of each name's score over everyday harmless prompts.
+        readings: of prompts of one length n > 0.
+        scale: as in `together`.
 
     Returns:
         [..., K]
     """
-    highest, pooled = parts(both_readings(of_token, of_prompt, moments), of_prompt)
-    scores = soft_minimum(standardised(highest, moments.highest), standardised(pooled, moments.pooled))
-    scores = standardised(scores, scale)
+    scores = together(parts(readings, moments), moments, scale)
     scores = torch.cat([global_plus_highest(scores).unsqueeze(-1), scores[..., 1:]], -1)
     if scores.shape[-2] == 1:
         return scores[..., 0, :]

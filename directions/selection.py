@@ -14,10 +14,6 @@ from .prompts import Translation
 COMPONENTS = 128
 """Principal components in which anchors are compared; of SmolLM2's 576 dimensions they hold nine tenths of the variance."""
 
-MAPPED = 3000
-"""Anchors whose states the file carries, 1.2 kB each: a map that is fitted on them carries the directions as well as one that is
-fitted on all (docs/log.md, The source). The others keep their scores alone, which readers are fitted on."""
-
 RIDGE = 1.0
 """Mean variances that are taken as known beforehand, so that the first choices aren't outliers alone."""
 
@@ -26,8 +22,7 @@ def chosen(direction: Direction, most: int | None, needed: Collection[str] = ())
     """The direction with its anchors in an order of which every beginning is a good choice, and no more than `most`.
 
     Everyday anchors all stay: thresholds are read off them. So do mentions: each names something that no other harmless prompt
-    does. Of those near the line those stay that a fit learns most from, and those that are `needed`. The first MAPPED keep
-    their states.
+    does. Of those near the line those stay that a fit learns most from, and those that are `needed`.
 
     Raises:
         ValueError: the everyday anchors and the mentions alone are more than `most`.
@@ -46,8 +41,7 @@ def chosen(direction: Direction, most: int | None, needed: Collection[str] = ())
         known = torch.cat([states[everyday], states[held]])
         more = by_influence(states[free], known, None if room is None else max(0, room - len(held)))
         lists.append(held + [free[i] for i in more])
-    ordered = direction.picked(interleaved(*lists))
-    return replace(ordered, anchor_states=ordered.anchor_states[:MAPPED])
+    return direction.picked(interleaved(*lists))
 
 
 def _spread_out(index: list[int]) -> list[int]:
@@ -67,6 +61,7 @@ def translated(direction: Direction, translations: Sequence[Translation]) -> Dir
     return replace(
         direction,
         anchor_prompts=(*direction.anchor_prompts, *(one.prompt for one in known)),
+        anchor_states=direction.anchor_states[originals],
         prompt_scores=direction.prompt_scores[originals] if len(direction.prompt_scores) else direction.prompt_scores,
         token_counts=torch.cat([direction.token_counts, torch.zeros(len(known), dtype=torch.long)]),
         languages=(*["en"] * own, *(one.language for one in known)),

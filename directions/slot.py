@@ -14,7 +14,7 @@ from . import files
 from .direction_format import GLOBAL, LONGEST, SHORTEST, is_language, is_name
 from .languages import Languages
 from .place import Place
-from .scores import KNOTS, LengthModel, ReadingMoments, global_plus_highest, prompt_scores
+from .scores import KNOTS, LengthModel, ReadingMoments, Readings, global_plus_highest, prompt_scores
 from .special_tokens import SpecialTokenBank
 
 QUANTILES = torch.cat([torch.linspace(0, 0.1, 101), torch.linspace(0.11, 0.89, 79), torch.linspace(0.9, 1, 101)])
@@ -38,9 +38,10 @@ class SlotAlignment:
         vectors: [K, W]; adding `alpha * vector` moves a state `alpha` pooled benign spreads to the safe side.
         readers: [K, W]; what they read of a token is in benign standard deviations.
         prompt_readers: [K, W]; the same for the mean of a prompt's tokens.
+        mention_reader: [W]; greater for the mean of the tokens of a mention; zeros where none were told of.
         center: [W], the mean benign token state.
         token_moments: [2], mean and standard deviation over benign tokens of all names' readings together.
-        reading_moments: [4, K, 2], mean and standard deviation of each of `scores.ReadingMoments` over everyday prompts.
+        reading_moments: [6, K, 2], mean and standard deviation of each of `scores.ReadingMoments` over everyday prompts.
         score_moments: [K, 2], the same of each name's score.
         length_model: [2, K, J], how these depend on a prompt's length; `scores.LengthModel`.
         languages: the L languages that anchors were in.
@@ -62,6 +63,7 @@ class SlotAlignment:
     vectors: Tensor
     readers: Tensor
     prompt_readers: Tensor
+    mention_reader: Tensor
     center: Tensor
     token_moments: Tensor
     reading_moments: Tensor
@@ -130,8 +132,8 @@ class SlotAlignment:
             mask: bool [..., T], the prompt's own tokens; None is all. A prompt without any scores 0.
         """
         content = self.content(states, mask)
-        readers = torch.cat([self.readers, self.prompt_readers, self.language_readers]).to(states.device)
-        readings = (states.float() - self.center.to(states.device)) @ readers.T
+        readers = (self.readers, self.prompt_readers, self.mention_reader.unsqueeze(0), self.language_readers)
+        readings = (states.float() - self.center.to(states.device)) @ torch.cat(readers).to(states.device).T
         shape = content.shape[:-1]
         readings, own = readings.reshape(shape.numel(), *readings.shape[-2:]), content.reshape(shape.numel(), content.shape[-1])
         counts = own.sum(-1)
@@ -143,10 +145,10 @@ class SlotAlignment:
         return scores.reshape(*shape, len(self.names))
 
     def _prompt_scores(self, readings: Tensor) -> Tensor:
-        """Of prompts of one length, [m, n, K + K + L] -> [m, K]."""
-        of_token, of_prompt, of_language = readings.split([*[len(self.names)] * 2, len(self.languages)], -1)
+        """Of prompts of one length, [m, n, K + K + 1 + L] -> [m, K]."""
+        token, prompt, mention, of_language = readings.split([*[len(self.names)] * 2, 1, len(self.languages)], -1)
         moments = ReadingMoments(*self.reading_moments.to(readings))
-        scores = prompt_scores(of_token, of_prompt, moments, self.score_moments.to(readings))
+        scores = prompt_scores(Readings(token, prompt, mention[..., 0]), moments, self.score_moments.to(readings))
         count = torch.full((len(scores),), readings.shape[1], device=scores.device)
         scores = LengthModel(*self.length_model.to(scores))(scores, count)
         return Languages(self.language_readers, self.language_bias, self.language_moments)(scores, of_language.mean(1))
@@ -201,9 +203,10 @@ _SHAPES = {
     "vectors": "KW",
     "readers": "KW",
     "prompt_readers": "KW",
+    "mention_reader": "W",
     "center": "W",
     "token_moments": "2",
-    "reading_moments": "4K2",
+    "reading_moments": "6K2",
     "score_moments": "K2",
     "length_model": "2KJ",
     "language_readers": "LW",
@@ -245,7 +248,7 @@ def packed_fault(entries: Mapping[str, tuple], metadata: Mapping[str, Any]) -> s
         return "the metadata's languages are not codes such as en"
     if not isinstance(metadata.get("fit"), dict) or not isinstance(metadata.get("direction"), dict):
         return "the metadata's fit or direction is not an object"
-    sizes = {"K": len(names), "J": len(KNOTS), "2": 2, "4": 4, "Q": len(QUANTILES), "L": len(languages)}
+    sizes = {"K": len(names), "J": len(KNOTS), "2": 2, "6": 6, "Q": len(QUANTILES), "L": len(languages)}
     sizes |= {"W": entries["center"][1][0], "N": entries["anchor_everyday"][1][0], "M": entries["bank_spacing"][1][0]}
     for name, letters in _SHAPES.items():
         shape = entries[name][1]

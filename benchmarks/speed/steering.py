@@ -28,10 +28,11 @@ def made_up(width: int, seed: int = 0, tokens: int = 0, categories: Sequence[str
     bank = torch.randn(
         import_module(f"{library.__name__}.align").BANK_SIZE, width, generator=draw
     ).half()  # `directions.align` is the function
-    unit = torch.tensor([0.0, 1.0]).expand(4, len(names), 2)
+    unit = torch.tensor([0.0, 1.0]).expand(6, len(names), 2)
     slot = library.slot.SlotAlignment(
         names=names, vectors=torch.randn(len(names), width, generator=draw), readers=torch.randn(len(names), width, generator=draw) / width**0.5,
-        prompt_readers=torch.randn(len(names), width, generator=draw) / width**0.5, center=torch.zeros(width),
+        prompt_readers=torch.randn(len(names), width, generator=draw) / width**0.5,
+        mention_reader=torch.randn(width, generator=draw) / width**0.5, center=torch.zeros(width),
         token_moments=unit[0, 0], reading_moments=unit, score_moments=unit[0], length_model=torch.zeros(2, len(names), len(library.scores.KNOTS)),
         languages=LANGUAGES, language_readers=torch.randn(len(LANGUAGES), width, generator=draw) / width**0.5,
         language_bias=torch.zeros(len(LANGUAGES)), language_moments=unit[:1].expand(len(LANGUAGES), -1, -1, -1)[:, 0],

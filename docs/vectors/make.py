@@ -41,6 +41,10 @@ SCORES: Tensors = {
     "anchors.token_scores": ("F16", [4, 3], [0.0, 1.0, -1.0, 0.5, 0.5, 0.5, -2.0, 0.25, 0.0, 1.0, 1.0, 1.0]),
     "anchors.token_counts": ("F32", [3], [2.0, 1.0, 1.0]),
 }
+BYTES: Tensors = {
+    "anchors.states": ("I8", [3, 2], [-128, 127, 0, -128, 127, 3]),
+    "anchors.states_grid": ("F32", [2, 2], [0.0, 0.5, 0.25, 0.125]),
+}
 
 
 def header_and_data(tensors: Tensors, metadata: Any) -> tuple[dict[str, Any], bytes]:
@@ -50,7 +54,7 @@ def header_and_data(tensors: Tensors, metadata: Any) -> tuple[dict[str, Any], by
     }
     data = b""
     for name, (dtype, shape, values) in tensors.items():
-        packed = struct.pack(f"<{len(values)}{ {'F32': 'f', 'F16': 'e', 'I64': 'q'}[dtype] }", *values)
+        packed = struct.pack(f"<{len(values)}{ {'F32': 'f', 'F16': 'e', 'I8': 'b', 'I64': 'q'}[dtype] }", *values)
         header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [len(data), len(data) + len(packed)]}
         data += packed
     return header, data
@@ -77,11 +81,7 @@ def sound() -> dict[str, bytes]:
         "with-near": join(*header_and_data(TENSORS, {**METADATA, "near": ["ein grüner Apfel"]})),
         "with-scores": join(*header_and_data({**TENSORS, **SCORES}, METADATA)),
         "with-translations": join(*header_and_data({**TENSORS, **SCORES}, {**METADATA, "translations": translations})),
-        "with-fewer-states": join(
-            *header_and_data(
-                {**TENSORS, **SCORES, "anchors.states": ("F16", [2, 2], [1.0, -2.0, 0.5, 0.25])}, METADATA
-            )
-        ),
+        "with-bytes": join(*header_and_data({**TENSORS, **BYTES}, METADATA)),
         # The order in the header says nothing; spaces may follow it; metadata may hold more than is known.
         "any-order": join(
             json.dumps(
@@ -142,8 +142,7 @@ def broken() -> dict[str, tuple[bytes, str]]:
     with_metadata("category-name", "a category has a capital letter", categories=["Hate", "violence"])
     with_metadata("category-twice", "a category stands twice", categories=["hate", "hate"])
     with_metadata("category-missing", "a category has no tensor", categories=["hate", "violence", "weather"])
-    with_metadata("prompts", "there are more states than anchor prompts", anchor_prompts=["one", "two"])
-    with_metadata("prompts-alone", "an anchor has neither a state nor a prompt score", anchor_prompts=list("abcd"))
+    with_metadata("prompts", "there are fewer prompts than anchors", anchor_prompts=["a red bicycle"])
     with_metadata("prompt-empty", "an anchor prompt is empty", anchor_prompts=["a red bicycle", "", "tea"])
     with_metadata("mention-unknown", "a mention is no anchor prompt", mentions=["a blue bicycle"])
     with_metadata(
@@ -166,6 +165,14 @@ def broken() -> dict[str, tuple[bytes, str]]:
         "not-finite",
         "an anchor state is infinite",
         anchors__states=("F16", [3, 2], [1.0, -2.0, 0.5, float("inf"), 0.0, 1.0]),
+    )
+    with_tensors("grid-missing", "there are states in bytes and no grid", anchors__states=BYTES["anchors.states"])
+    with_tensors("grid-alone", "there is a grid and no states in bytes", anchors__states_grid=BYTES["anchors.states_grid"])
+    with_tensors(
+        "grid-negative",
+        "the grid goes backwards",
+        anchors__states=BYTES["anchors.states"],
+        anchors__states_grid=("F32", [2, 2], [0.0, 0.5, -0.25, 0.125]),
     )
     with_tensors("all-zero", "a direction is all zeros", direction__hate=("F32", [2], [0.0, 0.0]))
     with_tensors("prompt-scores", "a name has no prompt scores", anchors__prompt_scores=("F16", [3, 2], [0.0] * 6))
@@ -199,7 +206,7 @@ def content(file: bytes) -> dict[str, Any]:
     tensors = {}
     for name in sorted(header):
         start, stop = (8 + length + offset for offset in header[name]["data_offsets"])
-        size, letter = {"F32": (4, "f"), "F16": (2, "e")}[header[name]["dtype"]]
+        size, letter = {"F32": (4, "f"), "F16": (2, "e"), "I8": (1, "b")}[header[name]["dtype"]]
         tensors[name] = {
             "shape": header[name]["shape"],
             "values": list(struct.unpack(f"<{(stop - start) // size}{letter}", file[start:stop])),
