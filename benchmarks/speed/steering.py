@@ -59,10 +59,13 @@ def measure() -> Iterator[Row]:
         mask[:, :WORDS] = 1
         assert [bool(aligned.flagged({"cond": one[:, :WORDS]}, 0.01)) for one in (benign, unsafe)] == [False, True]
         tasks[f"{shape}, copy"] = benign.clone
-        for mode in pack().directions.steer.MODES:
-            settings = pack().directions.SteeringSettings(mode, 5.0, tuple(CATEGORIES), 0.01)
-            for kind, states in (("harmless", benign), ("flagged", unsafe)) if settings.judges else (("", benign),):
-                tasks[f"{shape}, {mode} {kind}".strip()] = _apply(encoders, states, mask, aligned, settings)
+        # The harmless prompt first in every mode: a flagged one reads the bank, and what runs next finds the caches empty.
+        for kind, states in (("harmless", benign), ("flagged", unsafe)):
+            for mode in pack().directions.steer.MODES:
+                settings = pack().directions.SteeringSettings(mode, 5.0, tuple(CATEGORIES), 0.01)
+                if settings.judges or kind == "harmless":
+                    name = f"{shape}, {mode} {kind}" if settings.judges else f"{shape}, {mode}"
+                    tasks[name] = _apply(encoders, states, mask, aligned, settings)
     with torch.inference_mode():
         seconds = in_turn(tasks, 15)
     for name in list(tasks)[1:]:
