@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from . import files
-from .direction_format import GLOBAL, GRID, LONGEST, SHORTEST, counts_fault, format_fault
+from .direction_format import GLOBAL, LONGEST, SHORTEST, counts_fault, format_fault
+from .eight_bits import packed, unpacked
 from .files import DirectionFormatError
 
 LIBRARY = Path(__file__).parent / "library"
@@ -157,7 +158,7 @@ class Direction:
         prompts = [self.anchor_prompts[i] for i in own.tolist()]
         tensors = {f"direction.{name}": vector.float() for name, vector in self.vectors.items()}
         tensors |= {f"reader.{name}": reader.float() for name, reader in self.readers.items()}
-        tensors |= _packed(self.anchor_states[own].half())
+        tensors |= packed(self.anchor_states[own].half())
         if len(self.token_scores):
             whole = len(self.token_counts) == len(self.anchor_prompts)
             counts = (self.token_counts[own] if whole else self.token_counts).float()
@@ -192,45 +193,6 @@ class Direction:
 
 _CODES = {torch.float16: "F16", torch.float32: "F32", torch.int8: "I8"}
 
-LEVELS = 255
-"""Of a signed byte, from -128; states that it holds are 2% of their standard deviation away from what they were."""
-
-
-def eight_bits(states: Tensor) -> Tensor:
-    """States [N, D] rounded, so that a file can hold each as one byte: to LEVELS steps from the lowest to the highest of its
-    column."""
-    return _on_grid(*_bytes_and_grid(states.half()))
-
-
-def _bytes_and_grid(states: Tensor) -> tuple[Tensor, Tensor]:
-    low, high = states.float().amin(0), states.float().amax(0)
-    step = (high - low) / LEVELS
-    values = ((states.float() - low) / step.clamp_min(1e-30)).round().clamp(0, LEVELS) - 128
-    return values.to(torch.int8), torch.stack([low + 128 * step, step])
-
-
-def _on_grid(values: Tensor, grid: Tensor) -> Tensor:
-    return (grid[0] + values.float() * grid[1]).half()
-
-
-def _packed(states: Tensor) -> dict[str, Tensor]:
-    """As the file has them: in bytes where these say the same (`eight_bits`), else in half precision."""
-    values, grid = _bytes_and_grid(states)
-    if torch.equal(_on_grid(values, grid), states):
-        return {"anchors.states": values, GRID: grid}
-    return {"anchors.states": states}
-
-
-def _unpacked(tensors: Mapping[str, Tensor], file: str) -> Tensor:
-    states = tensors["anchors.states"]
-    if GRID not in tensors:
-        return states
-    grid = tensors[GRID]
-    found = _on_grid(states, grid)
-    if not (grid[1] >= 0).all() or not torch.isfinite(found).all():
-        raise DirectionFormatError(f"{file}: {GRID} gives states that are not finite, or has a negative step")
-    return found
-
 
 def read_direction(path: str | Path) -> Direction:
     """Read and check a direction file.
@@ -260,7 +222,7 @@ def read_direction(path: str | Path) -> Direction:
         [*range(own), *(index for _, index, _ in translations)] if translations else [], dtype=torch.long
     )
     of_prompts = tensors.get("anchors.prompt_scores", torch.empty(0))
-    states = _unpacked(tensors, path.name)
+    states = unpacked(tensors, path.name)
     return Direction(
         vectors=named["direction."],
         readers=named["reader."],

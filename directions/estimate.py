@@ -13,8 +13,9 @@ from typing import Any, Mapping, NamedTuple, Sequence
 import torch
 from torch import Tensor
 
-from .direction import Direction, eight_bits
+from .direction import Direction
 from .direction_format import GLOBAL
+from .eight_bits import eight_bits
 from .prompts import Pair, Translation, pairs_hash
 from .scores import roc_area
 from .selection import chosen, translated

@@ -161,3 +161,16 @@ def test_every_link_between_the_documents_leads_somewhere():
     for document in documents:
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", document.read_text(encoding="utf-8")):
             assert (document.parent / target).exists(), f"{document.name} links to {target}"
+
+
+def test_every_file_that_the_documents_name_is_there():
+    files = set(files_of_the_repository())
+    known = files | {str(folder) for name in files for folder in PurePosixPath(name).parents}
+    modules = {PurePosixPath(name).name for name in files}
+    rooms = "|".join(sorted({name.split("/")[0] for name in files if "/" in name and not name.startswith(".")}))
+    for document in (name for name in files if name.endswith(".md")):
+        text = (ROOT / document).read_text(encoding="utf-8")
+        for named in re.findall(rf"(?<![\w/.<~-])(?:{rooms})/[\w./*<>-]+", text):
+            assert re.search("[*<]", named) or named.rstrip("./") in known, f"{document} names {named}"
+        if document == "CONTRIBUTING.md":
+            assert set(re.findall(r"\b\w+\.py\b", text)) <= modules
