@@ -69,7 +69,10 @@ def test_mentions_stand_among_the_anchors_and_change_nothing_but_the_readers(tin
     benign = (~named.mentioned).nonzero().flatten().tolist()
     assert set(named.anchor_prompts) == {*plain.anchor_prompts, *mentions[:2]} and named.mentions == tuple(mentions[:2])
     own = named.picked(benign)
-    assert own.anchor_prompts == plain.anchor_prompts and torch.equal(own.anchor_states, plain.anchor_states)
+    # In bytes: the steps lie elsewhere where there are more states.
+    step = (plain.anchor_states.float().amax(0) - plain.anchor_states.float().amin(0)) / 100
+    assert own.anchor_prompts == plain.anchor_prompts
+    assert ((own.anchor_states.float() - plain.anchor_states.float()).abs() <= step).all()
     assert torch.equal(own.token_scores, plain.token_scores) and torch.equal(own.token_counts, plain.token_counts)
     assert torch.equal(named.vectors["global"], plain.vectors["global"])
     states = named.anchor_states[named.mentioned].float()
