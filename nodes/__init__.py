@@ -13,7 +13,7 @@ from .host import register as register_host
 from .inspect import InspectConditioning
 from .judge import JudgeImages
 from .load import LoadSafetyDirection, load_by_name, register_folder
-from .page import add_routes
+from .page import add_routes, keep_metadata
 from .refusal import SafetyDirectionRefusal
 from .safety_direction import SafetyDirection
 from .share import LoadAlignedDirection, SaveAlignedDirection
@@ -28,6 +28,7 @@ class SafetyDirections(ComfyExtension):
         register_folder()
         register_sources()
         add_routes()
+        keep_metadata()
         register_host(load_by_name)
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:

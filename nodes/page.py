@@ -8,6 +8,7 @@ from typing import Any, Callable
 from ..directions.alignment import load_aligned_encoder
 from ..directions.direction import available, read_direction
 from ..directions.files import DirectionFormatError
+from . import encoders
 from .load import folders
 from .share import aligned_files
 
@@ -50,6 +51,13 @@ def answer(name: str, known: dict[str, Path], read: Callable[[Path], Facts]) -> 
         return {"name": name, **read(known[name])}
     except (DirectionFormatError, OSError) as error:
         return {"name": name, "error": str(error)}
+
+
+def keep_metadata() -> None:
+    """Let pictures say how they were steered; see nodes/encoders/picture_notes.py."""
+    from server import PromptServer
+
+    PromptServer.instance.add_on_prompt_handler(encoders.keep_metadata)
 
 
 PATH = "/safety_directions/{kind:direction|aligned}/{name}"

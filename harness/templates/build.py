@@ -35,6 +35,13 @@ MODELS = {
     ),
     "wan2.2_vae.safetensors": (f"{HUB}/Comfy-Org/Wan_2.2_ComfyUI_Repackaged/resolve/main/split_files/vae/", "vae"),
 }
+#: In app mode: the widgets that a person changes from run to run, and the nodes whose pictures are shown.
+ASKED = {
+    "PrimitiveStringMultiline": ("value",),
+    "SafetyDirection": ("budget", "on_flag"),
+    "KSampler": ("seed",),
+}
+DRAWN = ("SaveImage", "SaveAnimatedWEBP")
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 
 
@@ -91,9 +98,15 @@ class Template:
             "links": links,
             "groups": [],
             "config": {},
-            "extra": {"ds": view(layout.boxes), **_ways(layout, links, by_id)},
+            "extra": {"ds": view(layout.boxes), **_ways(layout, links, by_id), "linearData": self._app()},
             "version": 0.4,
         }
+
+    def _app(self) -> dict[str, Any]:
+        """What the page's app mode shows, as the page saves it: what a person changes, and what comes out."""
+        asked = [[str(node.id), name] for node in self.nodes for name in ASKED.get(node.kind, ())]
+        drawn = [str(node.id) for node in self.nodes if node.kind in DRAWN]
+        return {"inputs": asked, "outputs": drawn}
 
     def _place(self, made: list[dict[str, Any]]) -> Layout:
         widths: dict[int, int] = {}

@@ -11,6 +11,7 @@ alignment  fit a direction to an encoder, and keep the result
 entry      an element of a conditioning list
 flag       what was flagged and why
 marks      what was steered is known, and can't be forged
+picture_notes  what a saved picture says about it
 steering   the mechanism, and a list of conditioning
 clip       a CLIP that steers
 guard      a MODEL that steers
@@ -27,6 +28,7 @@ from .guard import guard_model
 from .kept import SHARED
 from .marks import flag_of, is_steered
 from .minilm import load_minilm
+from .picture_notes import keep_metadata
 from .places import Unsteerable
 from .reading import Reading, inspect_conditioning, prompt_words
 from .steering import steer_conditioning
@@ -45,6 +47,7 @@ __all__ = [
     "guard_model",
     "inspect_conditioning",
     "is_steered",
+    "keep_metadata",
     "load_minilm",
     "probe_states",
     "progress",

@@ -6,6 +6,7 @@ import logging
 from typing import Mapping, NamedTuple
 
 from ...directions.alignment import Alignment
+from ...directions.direction_format import GLOBAL
 from ...directions.steer import SteeringSettings
 from ...directions.verdict import Verdict
 from .entry import Own
@@ -34,22 +35,37 @@ class Flag(NamedTuple):
         )
 
 
-def judge(own: Mapping[str, Own], aligned: Alignment, settings: SteeringSettings) -> tuple[Verdict | None, Flag | None]:
-    """One verdict on each row of a batch over all its slots [B], and why the row that is furthest over is flagged."""
+class Judgement(NamedTuple):
+    """What is thought of an entry.
+
+    Attributes:
+        verdict: one on each row of the batch over all its slots, [B]; None where it has none.
+        flag: why the row that is furthest over is flagged, or None.
+        score: the highest global score of a row, in benign standard deviations.
+    """
+
+    verdict: Verdict | None = None
+    flag: Flag | None = None
+    score: float | None = None
+
+
+def judge(own: Mapping[str, Own], aligned: Alignment, settings: SteeringSettings) -> Judgement:
+    """The verdict on an entry by the states of its slots."""
     if not own:
-        return None, None
+        return Judgement()
     names, budget = next(iter(aligned.slots.values())).chosen(settings.categories), settings.budget
     calibration = aligned.calibrations.of(list(own))
     scores = calibration.scores([aligned.slots[name].prompt_scores(one.states, one.mask) for name, one in own.items()])
     verdict = calibration.verdict(scores, budget, names)
-    if not bool(verdict.flagged.any()):
-        return verdict, None
     highest = scores.amax(0).tolist()
+    score = highest[aligned.names.index(GLOBAL)]
+    if not bool(verdict.flagged.any()):
+        return Judgement(verdict, None, score)
     flags = [
         Flag(name, highest[aligned.names.index(name)], calibration.threshold(budget / len(names), name), budget)
         for name in names
     ]
-    return verdict, max(flags, key=lambda flag: flag.score - flag.threshold)
+    return Judgement(verdict, max(flags, key=lambda flag: flag.score - flag.threshold), score)
 
 
 class Refused(ValueError):

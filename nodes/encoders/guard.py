@@ -15,6 +15,7 @@ from ...directions.steer import SteeringSettings
 from .entry import Entry
 from .flag import Refused, act_on
 from .marks import carried, carrying, marks, sha_of
+from .picture_notes import note
 from .steering import Steering
 
 GUARD = "Safety Direction Guard"
@@ -48,7 +49,11 @@ def guard_model(
             act = _give_back if avoided and not weighed else _guard_entry
             # What may be meant as a negative prompt is steered, but no reason to refuse.
             flag = "steer" if avoided else on_flag
-            guider.conds[name] = [as_cond(act(as_entry(cond), aligned, settings, flag, strict, node)) for cond in conds]
+            steered = [act(as_entry(cond), aligned, settings, flag, strict, node) for cond in conds]
+            guider.conds[name] = [as_cond(entry) for entry in steered]
+            if not avoided:
+                for record in (record for entry in steered for record in marks(entry)[:1]):
+                    note(node, record)
         return executor(*args, **kwargs)
 
     key = "safety_direction" + (".strict" if strict else "")

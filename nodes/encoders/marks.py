@@ -38,6 +38,7 @@ class Sealed:
 
     Attributes:
         flag: why it was flagged, or None.
+        score: of the prompt, in benign standard deviations; None where it had no states.
         seal: of its tensors; see `seal_of`.
         before: the entry as it came.
         give_back: whether a Guard may give that back to a negative prompt.
@@ -47,6 +48,7 @@ class Sealed:
     aligned: Alignment
     settings: SteeringSettings
     flag: Flag | None
+    score: float | None
     seal: bytes
     before: Entry
     give_back: bool

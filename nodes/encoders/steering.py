@@ -15,8 +15,9 @@ from ...directions.verdict import Verdict
 from .content import attended, special_positions
 from .entry import Entry, Own, check_entry, own_states, select, tensor_of
 from .flag import act_on, judge
-from .marks import Sealed, mark_of, marked, seal_of
+from .marks import Sealed, carried, mark_of, marked, seal_of
 from .past import hold_back
+from .picture_notes import note
 
 APPLY = "Apply Safety Direction"
 
@@ -57,7 +58,7 @@ class Steering:
         """
         check_entry(entry, self.aligned)
         own = own_states(entry, self.aligned, masks)
-        verdict, flag = judge(own, self.aligned, self.settings)
+        verdict, flag, score = judge(own, self.aligned, self.settings)
         act_on(flag, self.node, self.on_flag, self.settings.mode)
         changed: dict[str, Tensor] = {}
         left_out: set[str] = set()
@@ -77,7 +78,7 @@ class Steering:
         kept = {name: value for name, value in entry[1].items() if name not in left_out}
         steered = (changed.pop("cond", entry[0]), {**kept, **changed})
         seal = seal_of(steered, self.aligned, self.settings)
-        record = Sealed(self.aligned, self.settings, flag, seal, entry, give_back, self.host)
+        record = Sealed(self.aligned, self.settings, flag, score, seal, entry, give_back, self.host)
         return marked(steered, record)
 
     def _land_special_tokens(self, name: str, entry: Entry, states: Tensor, own: Own, verdict: Verdict) -> None:
@@ -133,6 +134,7 @@ def steer_conditioning(
             out.append([cond, extras])
             continue
         steered = steering(entry)
+        note(APPLY, carried(steered)[-1])
         low, high = extras.get("start_percent", 0.0), extras.get("end_percent", 1.0)
         parts = (low, min(start, high), entry), (max(low, start), min(end, high), steered), (max(end, low), high, entry)
         for begin, stop, (states, info) in parts:

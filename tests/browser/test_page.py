@@ -262,6 +262,21 @@ def test_what_aligning_found_about_languages_stands_in_the_node(page):
     page.wait(f"() => ({NODE})('SafetyDirection').widgets.find((w) => w.name === 'remark').element.innerText.includes('fr')")
 
 
+def test_the_panels_speak_the_pages_language(page):
+    page.run("() => app.extensionManager.setting.set('Comfy.Locale', 'ja')")
+    page.load()
+    page.open("safety-every-step-small-encoder", "two-categories")
+    page.wait(f"() => ({CHIPS})('SafetyDirectionApply')[0] === 'すべて'")
+    assert "整合済み" in page.run(BADGE, "SafetyDirectionApply").split("|")
+    page.queue()
+    page.wait(f"() => ({PREVIEW})('{UNSAFE}').includes('しきい値')")
+    assert "threshold" not in page.run(PREVIEW, UNSAFE)
+    page.look_at()
+    page.tab.screenshot(path=OUT / "panels-ja.png")
+    page.run("() => app.extensionManager.setting.set('Comfy.Locale', 'en')")
+    page.load()
+
+
 def test_the_blueprint_stands_in_the_node_library(page):
     found = page.run(
         "async () => Object.values(await (await fetch('/global_subgraphs')).json()).map((entry) => entry.name)"

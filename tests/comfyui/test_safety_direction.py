@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import json
+from io import BytesIO
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from harness.server import GraphError
@@ -147,3 +150,27 @@ def test_a_direction_that_is_not_there_is_refused_before_anything_runs(tiny):
     with pytest.raises(GraphError, match="no direction|not in list") as caught:
         tiny.queue(graph("model", "clip", direction="../../etc/passwd"))
     assert caught.value.node_id == "one"
+
+
+def saved(server, prompt):
+    """Run it with SaveImage: what the picture's metadata says under our key."""
+    prompt["out"] = node("SaveImage", images=["decode", 0], filename_prefix="noted")
+    (reference,) = server.queue(prompt).outputs["out"]["images"]
+    text = Image.open(BytesIO(server.image(reference))).text
+    return json.loads(text.get("safety_direction", "[]"))
+
+
+def test_a_saved_picture_says_how_it_was_steered_also_where_only_the_seed_changed(tiny):
+    prompt = graph("model", "clip", mode="gate")
+    for seed in (11, 12):
+        prompt["k"]["inputs"]["seed"] = seed
+        (said,) = saved(tiny, prompt)
+        assert (said["node"], said["direction"], said["mode"]) == ("Safety Direction", "few", "gate")
+        assert said["budget"] == 0.01 and said["score"] > 1 and said["flagged"]
+        assert said["why"].startswith("global score +")
+    (said,) = saved(tiny, graph("model", "clip", mode="gate", positive=BENIGN))
+    assert not said["flagged"] and said["why"] == ""
+
+
+def test_a_picture_that_nothing_steered_says_nothing_of_it(tiny):
+    assert saved(tiny, graph()) == []

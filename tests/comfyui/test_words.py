@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from harness.server import ROOT
 from tests.comfyui.graphs import ask, nodes
+
+LANGUAGES = ["zh", "zh-TW", "ja", "ko", "fr", "es", "pt-BR", "ru", "tr", "ar"]
 
 
 def test_node_ids_inputs_and_outputs_stay_as_old_workflows_know_them(tiny):
@@ -33,7 +36,7 @@ def translated(english, foreign):
     )
 
 
-@pytest.mark.parametrize("language", ["zh", "zh-TW", "ja", "ko", "fr", "es", "pt-BR", "ru", "tr", "ar"])
+@pytest.mark.parametrize("language", LANGUAGES)
 def test_every_name_and_tooltip_is_translated(tiny, language):
     known = ask(tiny, "/i18n")[language]["nodeDefs"]
     found = nodes(tiny.object_info())
@@ -54,6 +57,17 @@ def test_every_name_and_tooltip_is_translated(tiny, language):
         for slot, tooltip in enumerate(node["output_tooltips"]):
             assert own["outputs"][str(slot)]["name"], f"{name}:{slot}"
             assert not tooltip or translated(tooltip, own["outputs"][str(slot)]["tooltip"]), f"{name}:{slot}"
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_everything_that_the_panels_say_is_translated(tiny, language):
+    known = ask(tiny, "/i18n")[language]["safetyDirections"]
+    scripts = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "web" / "js").glob("*.js"))
+    said = set(re.findall(r'\bsay\("([^"]+)"', scripts))
+    assert len(said) > 12 and said <= set(known)
+    for english, foreign in known.items():
+        assert f'"{english}"' in scripts or f"{english}:" in scripts, f"nothing says {english!r}"
+        assert foreign and sorted(re.findall(r"{\w+}", foreign)) == sorted(re.findall(r"{\w+}", english)), english
 
 
 def test_every_input_has_a_tooltip_and_every_node_that_steers_can_be_found(tiny):

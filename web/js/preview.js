@@ -1,6 +1,7 @@
 // Inspect Conditioning's reading, in the node: the words by score before and after steering, and every category.
 
 import { element } from "./style.js";
+import { say } from "./words.js";
 
 const NEUTRAL_UPTO = 1;
 const FULL_AT = 4;
@@ -58,27 +59,27 @@ export function draw(reading, name, choose) {
   const head = element(
     "div",
     { className: "row" },
-    element("span", { className: reading.flagged ? "pill over" : "pill" }, reading.flagged ? "flagged" : "not flagged"),
+    element("span", { className: reading.flagged ? "pill over" : "pill" }, say(reading.flagged ? "flagged" : "not flagged")),
     was && element("span", { className: was.score > was.threshold ? "score over" : "score" }, signed(was.score, 2)),
     element("span", { className: "score" }, was ? `→ ${signed(now.score, 2)}` : signed(now.score, 2)),
-    element("span", { className: "faint" }, `threshold ${signed(now.threshold, 2)} at a budget of ${(reading.budget * 100).toFixed(1)}%`),
+    element("span", { className: "faint" }, say("threshold {value} at a budget of {budget}%", { value: signed(now.threshold, 2), budget: (reading.budget * 100).toFixed(1) })),
   );
   const before = reading.before?.[chosen].words;
   const after = reading.after[chosen].words;
   const same = before && before.every((score, index) => score === after[index]);
   const rows = !before ? [words(reading, after)] : same
-    ? [element("h6", {}, "steering left these words as they were"), words(reading, after)]
-    : [element("h6", {}, "before steering"), words(reading, before), element("h6", {}, "after steering"), words(reading, after)];
+    ? [element("h6", {}, say("steering left these words as they were")), words(reading, after)]
+    : [element("h6", {}, say("before steering")), words(reading, before), element("h6", {}, say("after steering")), words(reading, after)];
   const at = scale(reading);
   const table = element("table", {}, ...Object.entries(reading.after).map(([category, one]) => {
     const earlier = reading.before?.[category];
     const numbers = earlier ? `${signed(earlier.score)} → ${signed(one.score)}` : signed(one.score);
-    const title = element("td", {}, category === "global" ? "all together" : category);
-    const row = element("tr", { className: category === chosen ? "chosen" : "", title: "Colour the words by this" }, title, element("td", {}, gauge(one, earlier, at)), element("td", {}, numbers));
+    const title = element("td", {}, category === "global" ? say("all together") : category);
+    const row = element("tr", { className: category === chosen ? "chosen" : "", title: say("Colour the words by this") }, title, element("td", {}, gauge(one, earlier, at)), element("td", {}, numbers));
     row.style.cursor = "pointer";
     row.addEventListener("click", () => choose(category === "global" ? "" : category));
     return row;
   }));
-  const legend = element("div", { className: "faint" }, `green: where 95% of harmless prompts lie; line: threshold;${reading.before ? " ring: before, dot: after;" : ""} in benign standard deviations`);
+  const legend = element("div", { className: "faint" }, [say("green: where 95% of harmless prompts lie; line: threshold"), reading.before && say("ring: before, dot: after"), say("in standard deviations of harmless prompts")].filter(Boolean).join("; "));
   return [head, ...rows, table, legend];
 }

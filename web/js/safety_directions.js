@@ -5,6 +5,7 @@ import { api } from "../../../scripts/api.js";
 import { facts, forget, source, state, widget } from "./graph.js";
 import { draw } from "./preview.js";
 import { addPanel, addStyle, element } from "./style.js";
+import { learn, say } from "./words.js";
 
 const STEERING = ["SafetyDirection", "SafetyDirectionApply", "SafetyDirectionCLIP", "SafetyDirectionGuard"];
 const CATEGORIES = { SafetyDirection: "categories", SafetyDirectionApply: "categories", SafetyDirectionCLIP: "categories", SafetyDirectionGuard: "categories", SafetyDirectionSweep: "categories", SafetyDirectionInspect: "category" };
@@ -60,15 +61,15 @@ function addFacts(node, [kind, name]) {
     if (picker.value !== value) return;
     if (!known || known.error) return show(element("div", { className: "bad" }, known?.error ?? ""));
     const lines = {
-      learned: known.layers ? `in ${known.source}, layer ${known.layers}` : `of ${known.source}`,
+      learned: known.layers ? say("in {source}, layer {layers}", known) : say("of {source}", known),
       categories: known.categories.join(", "),
       fits: known.slots && Object.entries(known.slots).map(([slot, width]) => `${slot} (${width})`).join(", "),
-      made: known.created && `${known.created}, ${Object.values(known.pairs ?? {}).reduce((sum, count) => sum + count, 0)} pairs, ${known.anchors} harmless prompts`,
+      made: known.created && say("{created}, {pairs} pairs, {anchors} harmless prompts", { ...known, pairs: Object.values(known.pairs ?? {}).reduce((sum, count) => sum + count, 0) }),
       licence: known.licence ?? "",
       file: `${known.megabytes} MB, ${known.sha256}`,
     };
     const rows = Object.entries(lines).filter(([, text]) => text != null && text !== undefined);
-    show(element("div", { className: "facts" }, ...rows.flatMap(([label, text]) => [element("span", { className: "faint" }, label), element("span", {}, text || "not stated")])));
+    show(element("div", { className: "facts" }, ...rows.flatMap(([label, text]) => [element("span", { className: "faint" }, say(label)), element("span", {}, text || say("not stated"))])));
   };
   if (picker) chain(picker, "callback", refresh);
   watch(node, look, close);
@@ -103,7 +104,7 @@ function addCategories(node, name) {
       set(many ? (rest.length < now.length ? rest : [...now, one]).join(", ") : now.includes(one) ? "" : one);
     };
     const chips = offered.map((one) => chip(one, chosen.includes(one), () => toggle(one)));
-    show(element("div", { className: "row" }, ...(offered.length ? [chip("all", !chosen.length, () => set("")), ...chips] : [element("span", { className: "faint" }, "categories show here once the direction is known")])));
+    show(element("div", { className: "row" }, ...(offered.length ? [chip(say("all"), !chosen.length, () => set("")), ...chips] : [element("span", { className: "faint" }, say("categories show here once the direction is known"))])));
   };
   if (input) {
     chain(input, "callback", refresh);
@@ -142,7 +143,7 @@ function addPreview(node) {
     const now = `${category?.value}|${JSON.stringify(reading)}`;
     if (key === now) return;
     key = now;
-    show(...(reading ? draw(reading, category?.value?.trim() || "global", choose) : [element("div", { className: "faint" }, "the words show here when this has run")]));
+    show(...(reading ? draw(reading, category?.value?.trim() || "global", choose) : [element("div", { className: "faint" }, say("the words show here when this has run"))]));
   };
   chain(node, "onExecuted", (output) => {
     const reading = output?.safety_direction?.[0];
@@ -160,7 +161,7 @@ function addBadge(node) {
     const key = `${now}|${node.inputs?.map((input) => input.link)}`;
     if (found.key !== key) Object.assign(found, { key, ran: "" }); // what a run said holds until the links change
     const [text, color] = BADGES[found.ran || now] ?? ["", ""];
-    return new globalThis.LGraphBadge({ text, fgColor: "white", bgColor: color });
+    return new globalThis.LGraphBadge({ text: text && say(text), fgColor: "white", bgColor: color });
   };
   node.badges?.push(badge);
   node.safetyDirectionState = (ran) => {
@@ -173,6 +174,7 @@ function addBadge(node) {
 
 app.registerExtension({
   name: "SafetyDirections",
+  init: () => learn(app.extensionManager.setting.get("Comfy.Locale")),
   setup() {
     addStyle();
     api.addEventListener("execution_error", ({ detail }) => {
