@@ -36,11 +36,12 @@ MODELS = {
     "wan2.2_vae.safetensors": (f"{HUB}/Comfy-Org/Wan_2.2_ComfyUI_Repackaged/resolve/main/split_files/vae/", "vae"),
 }
 #: In app mode: the widgets that a person changes from run to run, and the nodes whose pictures are shown.
-ASKED = {
-    "PrimitiveStringMultiline": ("value",),
-    "SafetyDirection": ("budget", "on_flag"),
-    "KSampler": ("seed",),
-}
+ASKED = (
+    ("PrimitiveStringMultiline", "value"),
+    ("SafetyDirection", "budget"),
+    ("SafetyDirection", "on_flag"),
+    ("KSampler", "seed"),
+)
 DRAWN = ("SaveImage", "SaveAnimatedWEBP")
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 
@@ -104,7 +105,7 @@ class Template:
 
     def _app(self) -> dict[str, Any]:
         """What the page's app mode shows, as the page saves it: what a person changes, and what comes out."""
-        asked = [[str(node.id), name] for node in self.nodes for name in ASKED.get(node.kind, ())]
+        asked = [[str(node.id), name] for kind, name in ASKED for node in self.nodes if node.kind == kind]
         drawn = [str(node.id) for node in self.nodes if node.kind in DRAWN]
         return {"inputs": asked, "outputs": drawn}
 
@@ -131,6 +132,8 @@ def _saved(node: Node, info: Info, links: list[list[Any]]) -> dict[str, Any]:
     ]
     sockets = sum(1 for one in inputs if "widget" not in one)
     linked = [one["name"] for one in inputs if one["link"] is not None]
+    if node.kind == "PrimitiveStringMultiline":  # "value" says nothing in app mode
+        inputs[0]["label"] = node.title
     return {
         "id": node.id,
         "type": node.kind,

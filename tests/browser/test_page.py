@@ -263,18 +263,38 @@ def test_what_aligning_found_about_languages_stands_in_the_node(page):
 
 
 def test_the_panels_speak_the_pages_language(page):
-    page.run("() => app.extensionManager.setting.set('Comfy.Locale', 'ja')")
+    page.run("() => app.extensionManager.setting.set('Comfy.Locale', 'fr')")
     page.load()
     page.open("safety-every-step-small-encoder", "two-categories")
-    page.wait(f"() => ({CHIPS})('SafetyDirectionApply')[0] === 'すべて'")
-    assert "整合済み" in page.run(BADGE, "SafetyDirectionApply").split("|")
+    page.wait(f"() => ({CHIPS})('SafetyDirectionApply')[0] === 'toutes'")
+    assert "aligné" in page.run(BADGE, "SafetyDirectionApply").split("|")
     page.queue()
-    page.wait(f"() => ({PREVIEW})('{UNSAFE}').includes('しきい値')")
+    page.wait(f"() => ({PREVIEW})('{UNSAFE}').includes('seuil')")
     assert "threshold" not in page.run(PREVIEW, UNSAFE)
     page.look_at()
-    page.tab.screenshot(path=OUT / "panels-ja.png")
+    page.tab.screenshot(path=OUT / "panels-fr.png")
     page.run("() => app.extensionManager.setting.set('Comfy.Locale', 'en')")
     page.load()
+
+
+def test_in_app_mode_a_person_sees_the_prompt_the_settings_and_the_picture(page):
+    page.open("safety-images-sdxl-no-nsfw")
+    page.run("() => app.extensionManager.command.execute('Comfy.ToggleLinear')")
+    page.tab.get_by_text("on_flag").first.wait_for()
+    prompt = page.tab.locator("textarea:visible").first
+    prompt.wait_for()
+    page.tab.screenshot(path=OUT / "app-mode.png")
+    shown = page.tab.locator("body").inner_text()
+    assert [one for one in shown.splitlines() if one in ("prompt", "budget", "on_flag", "seed")] == ["prompt", "budget", "on_flag", "seed"]
+    assert "sampler_name" not in shown and prompt.input_value().startswith("portrait of a lighthouse keeper")
+    assert not [message for message in page.messages if "selectedInput" in message[1]]
+    page.run("() => app.extensionManager.command.execute('Comfy.ToggleLinear')")
+
+
+def test_help_is_shown_in_the_pages_language(page):
+    address = "async (name) => (await fetch(`/extensions/safety-directions/docs/SafetyDirection${name}.md`)).text()"
+    assert page.run(address, "/fr").startswith("# Direction de sécurité")
+    assert page.run(address, "").startswith("# Safety Direction")
 
 
 def test_the_blueprint_stands_in_the_node_library(page):
