@@ -77,3 +77,13 @@ def test_every_input_has_a_tooltip_and_every_node_that_steers_can_be_found(tiny)
                 assert spec[1].get("tooltip"), f"{name}.{key}"
         if name in ("SafetyDirection", "SafetyDirectionApply", "SafetyDirectionCLIP", "SafetyDirectionGuard", "SafetyDirectionLoad"):
             assert {"nsfw", "safe", "censor", "concept slider"} <= set(node["search_aliases"]), name
+
+
+@pytest.mark.parametrize("node", ["SafetyDirection", "SafetyDirectionInspect", "SafetyDirectionApply"])
+def test_the_help_of_the_nodes_people_meet_first_speaks_of_the_same_inputs_in_every_language(node):
+    help_of = ROOT / "web" / "docs"
+    inputs = r"(?a)\*\*(\w+)\*\*|`(\w+)`"
+    english = re.findall(inputs, (help_of / f"{node}.md").read_text(encoding="utf-8"))
+    for language in ("zh", "ja", "ko", "fr", "es", "pt-BR", "ru"):
+        foreign = (help_of / node / f"{language}.md").read_text(encoding="utf-8")
+        assert set(re.findall(inputs, foreign)) == set(english), f"{node}, {language}"
