@@ -8,8 +8,8 @@ agreement with the native direction (learned on the target from the training pai
 `tpr5` the unsafe halves found at 1% and 5% false positives on fresh benign prompts and held-out safe halves.
 `native` is the plain mean difference and a logistic regression on pooled states; `native, aligned` is what the pack
 would make of a native direction, token scores and categories included. `flagged_mentions` is the share of harmless prompts
-that name something unsafe which the budget flags. What is found and flagged by kind of prompt: benchmarks/reading.py. `--split fresh` measures on themes that were
-written after everything was chosen.
+that name something unsafe which the budget flags. What is found and flagged by kind of prompt: benchmarks/reading.py.
+`--split fresh` measures on themes that were written after everything was chosen.
 """
 
 from __future__ import annotations

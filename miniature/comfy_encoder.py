@@ -46,9 +46,17 @@ class Transformer(comfy.sd1_clip.SDClipModel):
 
     def __init__(self, device="cpu", dtype=None, model_options={}):
         super().__init__(
-            device=device, dtype=dtype, textmodel_json_config={}, model_class=Gemma3_270M, layer="last", special_tokens={"start": 2, "pad": 0},
-            layer_norm_hidden_state=False, enable_attention_masks=True, return_attention_masks=True, model_options=model_options,
-        )  # fmt: skip
+            device=device,
+            dtype=dtype,
+            textmodel_json_config={},
+            model_class=Gemma3_270M,
+            layer="last",
+            special_tokens={"start": 2, "pad": 0},
+            layer_norm_hidden_state=False,
+            enable_attention_masks=True,
+            return_attention_masks=True,
+            model_options=model_options,
+        )
 
 
 def load_gemma():
@@ -66,9 +74,18 @@ def load_gemma():
     class Tokenizer(comfy.sd1_clip.SDTokenizer):
         def __init__(self, embedding_directory=None, tokenizer_data={}):
             super().__init__(
-                str(path), max_length=99999999, pad_with_end=False, embedding_directory=embedding_directory, embedding_size=640,
-                embedding_key="gemma3_270m", tokenizer_class=Packaged, has_end_token=False, pad_to_max_length=False, min_length=1, tokenizer_data=tokenizer_data,
-            )  # fmt: skip
+                str(path),
+                max_length=99999999,
+                pad_with_end=False,
+                embedding_directory=embedding_directory,
+                embedding_size=640,
+                embedding_key="gemma3_270m",
+                tokenizer_class=Packaged,
+                has_end_token=False,
+                pad_to_max_length=False,
+                min_length=1,
+                tokenizer_data=tokenizer_data,
+            )
 
     class Target:
         params = {"clip_name": "gemma3_270m", "clip_model": Transformer, "name": "gemma3_270m"}

@@ -37,18 +37,37 @@ def model(tmp_path_factory):
     size = tokenizer_files(folder / "letters")
     torch.manual_seed(0)
     text = CLIPTextConfig(
-        vocab_size=size, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=77,
-        bos_token_id=size - 2, eos_token_id=size - 1, pad_token_id=size - 1,
-    )  # fmt: skip
+        vocab_size=size,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=77,
+        bos_token_id=size - 2,
+        eos_token_id=size - 1,
+        pad_token_id=size - 1,
+    )
     unet = UNet2DConditionModel(
-        sample_size=8, in_channels=4, out_channels=4, block_out_channels=(32, 32), layers_per_block=1, cross_attention_dim=32, attention_head_dim=2,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-    )  # fmt: skip
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(32, 32),
+        layers_per_block=1,
+        cross_attention_dim=32,
+        attention_head_dim=2,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+    )
     pipeline = StableDiffusionPipeline(
-        vae=AutoencoderKL(block_out_channels=(32,), latent_channels=4), text_encoder=CLIPTextModel(text).eval(), unet=unet.eval(),
-        tokenizer=CLIPTokenizer.from_pretrained(folder / "letters", model_max_length=77), scheduler=DDIMScheduler(clip_sample=False),
-        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
-    )  # fmt: skip
+        vae=AutoencoderKL(block_out_channels=(32,), latent_channels=4),
+        text_encoder=CLIPTextModel(text).eval(),
+        unet=unet.eval(),
+        tokenizer=CLIPTokenizer.from_pretrained(folder / "letters", model_max_length=77),
+        scheduler=DDIMScheduler(clip_sample=False),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
     pipeline.save_pretrained(folder / "tiny")
     return folder / "tiny"
 

@@ -68,8 +68,15 @@ def main() -> int:
     found = run(args.sections or list(SECTIONS))
     if args.json:
         kept: dict[str, Any] = json.loads(args.json.read_text(encoding="utf-8")) if args.json.is_file() else {}
-        kept |= {name: {"threads": args.threads, "torch": torch.__version__, "machine": platform.machine(), "rows": [{**row._asdict(), "met": row.met} for row in rows]}
-                 for name, rows in found.items()}  # fmt: skip
+        kept |= {
+            name: {
+                "threads": args.threads,
+                "torch": torch.__version__,
+                "machine": platform.machine(),
+                "rows": [{**row._asdict(), "met": row.met} for row in rows],
+            }
+            for name, rows in found.items()
+        }
         args.json.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
         print(f"\nwritten: {args.json.name}")
     return 0

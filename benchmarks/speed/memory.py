@@ -46,9 +46,16 @@ def fit(anchors: int) -> dict[str, Any]:
     states = [torch.randn(TOKENS, WIDTH, generator=draw) for _ in range(anchors)]
     vectors = {"global": torch.randn(SOURCE, generator=draw), "violence": torch.randn(SOURCE, generator=draw)}
     direction = Direction(
-        vectors=vectors, readers=vectors, anchor_states=torch.randn(anchors, SOURCE, generator=draw).half(), anchor_prompts=tuple(map(str, range(anchors))),
-        source={"model": "made up", "layers": [0]}, pairs={}, licence="CC0", created="2026-01-01T00:00:00Z", tool_version="benchmark",
-    )  # fmt: skip
+        vectors=vectors,
+        readers=vectors,
+        anchor_states=torch.randn(anchors, SOURCE, generator=draw).half(),
+        anchor_prompts=tuple(map(str, range(anchors))),
+        source={"model": "made up", "layers": [0]},
+        pairs={},
+        licence="CC0",
+        created="2026-01-01T00:00:00Z",
+        tool_version="benchmark",
+    )
     held = sum(rows.nbytes for rows in states) / 1e6
     try:
         return {"states": held, "added": rise(lambda: align(direction, states, "ridge")) / 1e6}

@@ -30,17 +30,30 @@ def made_up(width: int, seed: int = 0, tokens: int = 0, categories: Sequence[str
     ).half()  # `directions.align` is the function
     unit = torch.tensor([0.0, 1.0]).expand(6, len(names), 2)
     slot = library.slot.SlotAlignment(
-        names=names, vectors=torch.randn(len(names), width, generator=draw), readers=torch.randn(len(names), width, generator=draw) / width**0.5,
+        names=names,
+        vectors=torch.randn(len(names), width, generator=draw),
+        readers=torch.randn(len(names), width, generator=draw) / width**0.5,
         prompt_readers=torch.randn(len(names), width, generator=draw) / width**0.5,
-        mention_reader=torch.randn(width, generator=draw) / width**0.5, center=torch.zeros(width),
-        token_moments=unit[0, 0], reading_moments=unit, score_moments=unit[0], length_model=torch.zeros(2, len(names), len(library.scores.KNOTS)),
-        languages=LANGUAGES, language_readers=torch.randn(len(LANGUAGES), width, generator=draw) / width**0.5,
-        language_bias=torch.zeros(len(LANGUAGES)), language_moments=unit[:1].expand(len(LANGUAGES), -1, -1, -1)[:, 0],
-        anchor_scores=torch.randn(ANCHORS, len(names), generator=draw), anchor_everyday=torch.ones(ANCHORS),
-        token_levels=levels * 20, bank=bank, bank_spacing=library.bank.spacing_of(bank), fit={"method": "ridge", "r2": 0.5, "top1": 0.5},
+        mention_reader=torch.randn(width, generator=draw) / width**0.5,
+        center=torch.zeros(width),
+        token_moments=unit[0, 0],
+        reading_moments=unit,
+        score_moments=unit[0],
+        length_model=torch.zeros(2, len(names), len(library.scores.KNOTS)),
+        languages=LANGUAGES,
+        language_readers=torch.randn(len(LANGUAGES), width, generator=draw) / width**0.5,
+        language_bias=torch.zeros(len(LANGUAGES)),
+        language_moments=unit[:1].expand(len(LANGUAGES), -1, -1, -1)[:, 0],
+        anchor_scores=torch.randn(ANCHORS, len(names), generator=draw),
+        anchor_everyday=torch.ones(ANCHORS),
+        token_levels=levels * 20,
+        bank=bank,
+        bank_spacing=library.bank.spacing_of(bank),
+        fit={"method": "ridge", "r2": 0.5, "top1": 0.5},
         direction={"name": "made-up", "source": "random", "sha256": "0" * 64},
-        place=library.place.Place("cond", ("t",), width, width, length=tokens, before=0, after=0), probe=torch.ones(width),
-    )  # fmt: skip
+        place=library.place.Place("cond", ("t",), width, width, length=tokens, before=0, after=0),
+        probe=torch.ones(width),
+    )
     return library.alignment.Alignment({"cond": slot})
 
 

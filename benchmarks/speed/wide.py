@@ -46,9 +46,16 @@ def fit(width: int, anchors: int, method: str) -> dict[str, Any]:
     draw = torch.Generator().manual_seed(0)
     vectors = {"global": torch.randn(SOURCE, generator=draw), "violence": torch.randn(SOURCE, generator=draw)}
     direction = Direction(
-        vectors=vectors, readers=vectors, anchor_states=torch.randn(anchors, SOURCE, generator=draw).half(), anchor_prompts=tuple(map(str, range(anchors))),
-        source={"model": "made up", "layers": [0]}, pairs={}, licence="CC0", created="2026-01-01T00:00:00Z", tool_version="benchmark",
-    )  # fmt: skip
+        vectors=vectors,
+        readers=vectors,
+        anchor_states=torch.randn(anchors, SOURCE, generator=draw).half(),
+        anchor_prompts=tuple(map(str, range(anchors))),
+        source={"model": "made up", "layers": [0]},
+        pairs={},
+        licence="CC0",
+        created="2026-01-01T00:00:00Z",
+        tool_version="benchmark",
+    )
     view = torch.randn(64, width, generator=draw)
 
     def aligned() -> None:

@@ -42,9 +42,43 @@ LARGEST = 16_384
 READERS: tuple[Callable[[Path], Any], ...] = (read_direction, load_aligned, load_aligned_encoder)
 # What a header's author might put anywhere.
 NASTY: tuple[Any, ...] = (
-    None, True, False, 0, -1, 1, 2**31, 2**48, 2**63, 2**64, 10**400, 0.5, 1e308, float("nan"), float("inf"), "", "global", "..", "/etc/passwd", "a\x00b",
-    "\ud800", "\U0001f600", "x" * 3000, "F16", "F32", "F64", "I64", "U8", "F8_E4M3", [], {}, [[]], [0, 0], [2, 2], [0, 2**40], {"": ""},
-)  # fmt: skip
+    None,
+    True,
+    False,
+    0,
+    -1,
+    1,
+    2**31,
+    2**48,
+    2**63,
+    2**64,
+    10**400,
+    0.5,
+    1e308,
+    float("nan"),
+    float("inf"),
+    "",
+    "global",
+    "..",
+    "/etc/passwd",
+    "a\x00b",
+    "\ud800",
+    "\U0001f600",
+    "x" * 3000,
+    "F16",
+    "F32",
+    "F64",
+    "I64",
+    "U8",
+    "F8_E4M3",
+    [],
+    {},
+    [[]],
+    [0, 0],
+    [2, 2],
+    [0, 2**40],
+    {"": ""},
+)
 
 
 def samples() -> list[tuple[int, Any]]:
@@ -56,9 +90,14 @@ def samples() -> list[tuple[int, Any]]:
         readers={name: torch.randn(width, generator=draw) for name in names},
         anchor_states=torch.randn(3, width, generator=draw).half(),
         anchor_prompts=("a cat", "a dog", "a bird"),
-        token_scores=torch.randn(5, len(names), generator=draw).half(), token_counts=torch.tensor([1, 2, 2]),
-        source={"model": "sample", "layers": [1]}, pairs={"counts": {"hate": 2}}, licence="CC0", created="2026-01-01T00:00:00Z", tool_version="1",
-    )  # fmt: skip
+        token_scores=torch.randn(5, len(names), generator=draw).half(),
+        token_counts=torch.tensor([1, 2, 2]),
+        source={"model": "sample", "layers": [1]},
+        pairs={"counts": {"hate": 2}},
+        licence="CC0",
+        created="2026-01-01T00:00:00Z",
+        tool_version="1",
+    )
     slot = SlotAlignment(
         names=names,
         vectors=torch.randn(2, width, generator=draw),

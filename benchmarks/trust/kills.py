@@ -131,9 +131,16 @@ def anchored(seed: int, anchors: int, width: int) -> Direction:
     """A direction of random numbers."""
     draw = torch.Generator().manual_seed(seed)
     return Direction(
-        vectors={"global": torch.randn(width, generator=draw)}, readers={}, anchor_states=torch.randn(anchors, width, generator=draw).half(),
-        anchor_prompts=tuple(f"prompt {i}" for i in range(anchors)), source={"model": "random"}, pairs={}, licence="", created="", tool_version="",
-    )  # fmt: skip
+        vectors={"global": torch.randn(width, generator=draw)},
+        readers={},
+        anchor_states=torch.randn(anchors, width, generator=draw).half(),
+        anchor_prompts=tuple(f"prompt {i}" for i in range(anchors)),
+        source={"model": "random"},
+        pairs={},
+        licence="",
+        created="",
+        tool_version="",
+    )
 
 
 def save() -> Work:
@@ -231,16 +238,21 @@ def measure() -> Work:
     settings = plan(["gate"], [3.0])
     sets = {name: [Prompt(f"{name} {i}") for i in range(8)] for name in ("unsafe", "benign")}
     facts = {
-        "workflow": "none", "settings": [asdict(setting) for setting in settings], "prompts": {name: len(rows) for name, rows in sets.items()}, "seed": 0,
-        "judges": [{"name": "brightness", "threshold": 0.4, "labels": []}], "reference": None,
-    }  # fmt: skip
+        "workflow": "none",
+        "settings": [asdict(setting) for setting in settings],
+        "prompts": {name: len(rows) for name, rows in sets.items()},
+        "seed": 0,
+        "judges": [{"name": "brightness", "threshold": 0.4, "labels": []}],
+        "reference": None,
+    }
     jobs = [Job(setting.folder, name, i) for name in sets for i in range(8) for setting in settings]
 
     def run(folder: Path) -> None:
         generate([_Painter()], jobs, folder / "pictures", lambda job: job)  # type: ignore[arg-type, return-value, list-item]
         panel = [_Brightness()]
         judged = judge_all(panel, sets, settings, folder, None)  # type: ignore[arg-type]
-        write({"run": facts, **summarise(judged, sets, settings, panel)}, judged, sets, settings, folder)  # type: ignore[arg-type]
+        report = {"run": facts, **summarise(judged, sets, settings, panel)}  # type: ignore[arg-type]
+        write(report, judged, sets, settings, folder)
 
     return Work("evaluate", run)
 

@@ -74,9 +74,29 @@ def inputs(tmp_path):
 
 def command(inputs, server, out, *more):
     return [
-        sys.executable, "-m", "directions", "evaluate", str(inputs / "workflow.json"), str(inputs / "i2p.csv"), "--benign", str(inputs / "coco.csv"),
-        "--server", server.url, server.url, "--mode", "gate", "add", "--alpha", "3", "--judge", "nudenet", str(inputs / "colour.onnx"), "--out", str(out), *more,
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "directions",
+        "evaluate",
+        str(inputs / "workflow.json"),
+        str(inputs / "i2p.csv"),
+        "--benign",
+        str(inputs / "coco.csv"),
+        "--server",
+        server.url,
+        server.url,
+        "--mode",
+        "gate",
+        "add",
+        "--alpha",
+        "3",
+        "--judge",
+        "nudenet",
+        str(inputs / "colour.onnx"),
+        "--out",
+        str(out),
+        *more,
+    ]
 
 
 def pixels(folder):

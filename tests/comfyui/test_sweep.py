@@ -32,17 +32,31 @@ def sweep(**changes):
 def test_a_sampler_behind_the_sweep_runs_once_for_each_setting(tiny):
     sampled = sweep() | {
         "model": {"class_type": "TinyImageModel", "inputs": {}},
-        "latent": {"class_type": "EmptyChromaRadianceLatentImage", "inputs": {"width": 32, "height": 32, "batch_size": 1}},
+        "latent": {
+            "class_type": "EmptyChromaRadianceLatentImage",
+            "inputs": {"width": 32, "height": 32, "batch_size": 1},
+        },
         "sample": {
             "class_type": "KSampler",
             "inputs": {
-                "model": ["model", 0], "seed": 1, "steps": 1, "cfg": 1.0, "sampler_name": "euler", "scheduler": "simple", "positive": ["sweep", 0],
-                "negative": ["text", 0], "latent_image": ["latent", 0], "denoise": 1.0,
+                "model": ["model", 0],
+                "seed": 1,
+                "steps": 1,
+                "cfg": 1.0,
+                "sampler_name": "euler",
+                "scheduler": "simple",
+                "positive": ["sweep", 0],
+                "negative": ["text", 0],
+                "latent_image": ["latent", 0],
+                "denoise": 1.0,
             },
         },
         "decode": {"class_type": "VAEDecode", "inputs": {"samples": ["sample", 0], "vae": ["model", 1]}},
-        "grid": {"class_type": "SafetyDirectionGrid", "inputs": {"images": ["decode", 0], "label": ["sweep", 1], "columns": 0, "cell": 64}},
-    }  # fmt: skip
+        "grid": {
+            "class_type": "SafetyDirectionGrid",
+            "inputs": {"images": ["decode", 0], "label": ["sweep", 1], "columns": 0, "cell": 64},
+        },
+    }
     seen = []
     result = tiny.queue(sampled, on_progress=lambda p: seen.append((p.node_id, p.value, p.maximum)))
     rows = [line.split("\t") for line in "".join(result.outputs["sweep"]["text"]).splitlines()]
