@@ -73,14 +73,19 @@ class Refused(ValueError):
 
 
 def act_on(flag: Flag | None, node: str, on_flag: str, mode: str) -> None:
-    """Log a flag with what is done about it.
+    """Log a flag with what is done about it: in words, and as the record's `event`.
+
+    Args:
+        on_flag: "steer", "refuse", or "report": nothing is done.
 
     Raises:
         Refused: if that is what the node does.
     """
     if flag is None:
         return
-    LOG.info("%s: %s, %s", node, flag, "refused" if on_flag == "refuse" else f"steered ({mode})")
+    action = {"refuse": "refused", "report": "reported"}.get(on_flag, "steered")
+    event = {"event": "flagged", "node": node, **flag._asdict(), "mode": mode, "action": action}
+    LOG.info("%s: %s, %s", node, flag, f"{action} ({mode})" if action == "steered" else action, extra={"event": event})
     if on_flag == "refuse":
         raise Refused(
             f"{node} refused this prompt: {flag}. Nothing was sampled. Change the prompt, or set on_flag to steer."

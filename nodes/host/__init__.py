@@ -3,6 +3,8 @@ whatever nodes a graph has.
 
 policy    what the host asks for
 server    ComfyUI's on-prompt handler, and the policy in force
+log       an object a line
+pages     health and counts over HTTP
 encoding  steer what a CLIP gives
 sampling  let only that into a sampler
 patches   where ComfyUI is made to ask the two
@@ -35,11 +37,12 @@ def register(load_direction: Callable[[str], Any]) -> None:
     from server import PromptServer  # ComfyUI's, which exists only inside it
 
     from . import patches
+    from .pages import add_routes
     from .server import Host
 
     handlers = getattr(PromptServer.instance, "on_prompt_handlers", ())
     if any(getattr(handler, "variable", None) == VARIABLE for handler in handlers):
         return
     host = Host(path, load_direction)
-    patches.apply(host)
+    add_routes(PromptServer.instance, host, patches.apply(host))
     PromptServer.instance.add_on_prompt_handler(host)

@@ -30,6 +30,11 @@ class Encoding:
         self.host = host
         self._known: MutableMapping[Any, tuple[tuple, Alignment, Layout]] = WeakKeyDictionary()
 
+    @property
+    def aligned(self) -> int:
+        """How many of the text encoders in use have their alignment."""
+        return len(self._known)
+
     def steered(self, clip: Any, tokens: Any, entry: Entry) -> Entry:
         """An entry that a CLIP made of tokens, steered and marked as host mode's; one that is, as it is.
 
@@ -44,13 +49,15 @@ class Encoding:
         if unread(entry, aligned, masks):
             return entry  # without a mark: the sampler refuses it
         # Steered even where prompts are refused: it may be a negative prompt. The sampler refuses.
-        steering = Steering(NODE, aligned, self.host.settings, host=True)
+        on_flag = "report" if self.host.reports else "steer"
+        steering = Steering(NODE, aligned, self.host.settings, on_flag, host=True)
         found = steering(entry, masks, give_back=True, same_text=lambda slot: layout.same_text(tokens, slot))
         remember(found[0], marks(found)[0])
         return found
 
     def _alignment(self, clip: Any) -> tuple[Alignment, Layout]:
-        facts, known = _facts(clip), self._known.get(clip)
+        wanted = (self.host.direction.fingerprint, self.host.policy.method)
+        facts, known = (*wanted, *_facts(clip)), self._known.get(clip)
         if known is None or known[0] != facts:
             aligned = align_encoder(clip, self.host.direction, self.host.policy.method, SECONDS)
             # The layout's own way to tokenize would hold the CLIP.

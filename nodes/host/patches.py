@@ -17,7 +17,7 @@ from .sampling import guarded
 from .server import Host
 
 
-def apply(host: Host) -> None:
+def apply(host: Host) -> Encoding:
     """Steer where every text is encoded, guard where every sampling run begins."""
     encoding = Encoding(host)
     encode, scheduled = comfy.sd.CLIP.encode_from_tokens, comfy.sd.CLIP.encode_from_tokens_scheduled
@@ -50,3 +50,4 @@ def apply(host: Host) -> None:
     comfy.sd.CLIP.encode_from_tokens = encode_from_tokens
     comfy.sd.CLIP.encode_from_tokens_scheduled = encode_from_tokens_scheduled
     comfy.samplers.CFGGuider.sample = guarded_sample
+    return encoding

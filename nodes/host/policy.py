@@ -9,6 +9,9 @@ from typing import Any
 
 from ...directions.steer import MODES
 
+PROMPTS = ("leave out", "hash", "keep")
+"""What a log may hold of queued texts."""
+
 
 class PolicyError(ValueError):
     """A policy that can't be followed; the message says what is wrong and where."""
@@ -20,8 +23,11 @@ class Policy:
 
     Attributes:
         direction: a name in the library or in models/safety_directions.
+        on_flag: "steer", "refuse", or "report": nothing is steered or refused, the log says what would have been.
         negatives: of flagged negative prompts: "steer", or "keep" their force, which latents of two runs give away.
         log: a file that every flagged prompt and every graph is written to, or None.
+        counts_token: who sends it may read the counts; without one nobody may.
+        log_prompts: whether the log holds queued texts: "leave out", "hash" or "keep".
     """
 
     direction: str
@@ -33,6 +39,8 @@ class Policy:
     on_flag: str = "steer"
     negatives: str = "steer"
     log: str | None = None
+    log_prompts: str = "leave out"
+    counts_token: str | None = None
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -68,8 +76,10 @@ def read_policy(path: str | Path) -> Policy:
         if not right:
             raise PolicyError(f"{path}: {name} is {value!r}, not a {'number' if name in numbers else 'text'}")
     policy = Policy(**content)
-    if policy.mode not in MODES or policy.on_flag not in ("steer", "refuse"):
-        raise PolicyError(f"{path}: mode is one of {', '.join(MODES)} and on_flag is steer or refuse")
+    if policy.mode not in MODES or policy.on_flag not in ("steer", "refuse", "report"):
+        raise PolicyError(f"{path}: mode is one of {', '.join(MODES)} and on_flag is steer, refuse or report")
+    if policy.log_prompts not in PROMPTS:
+        raise PolicyError(f"{path}: log_prompts is one of {', '.join(PROMPTS)}")
     if policy.negatives not in ("steer", "keep"):
         raise PolicyError(f"{path}: negatives is steer or keep")
     if not (-20 <= policy.alpha <= 20 and 0 <= policy.budget <= 1):

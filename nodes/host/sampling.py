@@ -10,6 +10,7 @@ from ..encoders.guard import as_cond, as_entry, lowest_cfg, weighs_otherwise
 from ..encoders.marks import Sealed, carried, carrying, marks, sha_of
 from ..encoders.steering import Steering
 from .encoding import NODE, silent, unread
+from .log import say
 from .server import Host
 
 
@@ -24,6 +25,9 @@ def guarded(guider: Any, host: Host) -> dict[str, list]:
         Refused: a prompt is flagged and the policy says so.
         Unread: it wasn't encoded by a CLIP of this process, or can't be read.
     """
+    if host.reports:
+        _report(guider)
+        return guider.original_conds
     avoiding = lowest_cfg(guider) >= 1 and not weighs_otherwise(guider)
     return {
         name: [as_cond(_guard(as_entry(cond), host, avoiding and name == "negative")) for cond in conds]
@@ -53,6 +57,13 @@ def _guard(entry: Entry, host: Host, avoided: bool) -> Entry:
     if silent(entry) or unread(entry, mine[-1].aligned, {}):
         raise Unread(f"{NODE}: nothing of the prompt is found in a conditioning that other nodes have changed")
     return Steering(NODE, mine[-1].aligned, host.settings, on_flag, host=True)(entry)
+
+
+def _report(guider: Any) -> None:
+    """Log what would have been refused; what is flagged was logged when it was encoded."""
+    for entry in (as_entry(cond) for conds in guider.original_conds.values() for cond in conds):
+        if not silent(entry) and not any(record.host for record in carried(entry)):
+            say(f"{NODE}: a text that this server hasn't read", event="unread", action="reported")
 
 
 def _given_back(entry: Entry, record: Sealed) -> Entry:

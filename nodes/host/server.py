@@ -3,68 +3,140 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, Callable
 
+from ...directions.graph import is_link
 from .. import settings
+from ..encoders.flag import LOG
 from . import VARIABLE
+from .log import Counts, opened, say, texts
 from .policy import Policy, read_policy
 
 PREFIX = "safety-direction"
-_log = logging.getLogger("safety_directions")
+NUMBER = "safety_direction_policy"
+"""An input that says how often the policy has changed."""
+
 
 
 class HostFault(ValueError):
     """The policy can't be followed; nothing is encoded or sampled."""
 
 
+@dataclass(frozen=True)
+class Order:
+    """A policy, with what it names loaded."""
+
+    policy: Policy
+    direction: Any
+    settings: Any
+    handler: logging.Handler | None
+
+
 class Host:
-    """Host mode by one policy file; a policy that can't be followed refuses every prompt."""
+    """Host mode by one policy file. One that can't be followed refuses every prompt, until there has been one that can."""
 
     variable = VARIABLE
 
     def __init__(self, path: str, load_direction: Callable[[str], Any]) -> None:
-        self.fault: str | None = None
-        try:
-            self._policy = read_policy(path)
-            self._direction = load_direction(self._policy.direction)
-            self._settings = settings.steering_settings(**self._policy.settings)
-            if self._policy.log:
-                handler = logging.FileHandler(self._policy.log, encoding="utf-8")
-                handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-                _log.addHandler(handler)
-                _log.setLevel(logging.INFO)
-        except Exception as error:
-            self.fault = f"{VARIABLE}: {error}"
-            logging.error("safety-directions: every prompt is refused. %s", self.fault)
-        else:
-            _log.info("host mode: %s", asdict(self._policy))
+        self.path, self.fault = Path(path), None
+        self.counts = Counts()
+        self._load = load_direction
+        self._seen, self._changes = self._stamp(), 0
+        self._order: Order | None = None
+        LOG.addHandler(self.counts)
+        LOG.setLevel(logging.INFO)
+        self._read()
 
     @property
     def policy(self) -> Policy:
-        self._check()
-        return self._policy
+        return self._now().policy
 
     @property
     def direction(self) -> Any:
         """The policy's, loaded."""
-        self._check()
-        return self._direction
+        return self._now().direction
 
     @property
     def settings(self) -> Any:
-        """How it steers."""
-        self._check()
-        return self._settings
+        """How it steers; where it only reports, so that no bit changes."""
+        return self._now().settings
 
-    def _check(self) -> None:
-        if self.fault:
+    @property
+    def reports(self) -> bool:
+        """Whether nothing is steered or refused."""
+        return self.policy.on_flag == "report"
+
+    def refresh(self) -> bool:
+        """Read the policy again where its file has changed; whether another is in force now."""
+        stamp, before = self._stamp(), self._order
+        if stamp == self._seen:
+            return False
+        self._seen = stamp
+        self._read()
+        return self._order is not before
+
+    def _stamp(self) -> tuple[int, int] | None:
+        try:
+            facts = self.path.stat()
+        except OSError:
+            return None
+        return facts.st_mtime_ns, facts.st_size
+
+    def _read(self) -> None:
+        try:
+            policy = read_policy(self.path)
+            steering = settings.steering_settings(**policy.settings)
+            if policy.on_flag == "report":
+                steering = replace(steering, mode="gate", alpha=0.0)
+            direction = self._load(policy.direction)
+            handler = opened(policy.log) if policy.log else None
+        except Exception as error:
+            fault = f"{VARIABLE}: {error}"
+            if self._order is None:
+                self.fault = fault
+                logging.error("safety-directions: every prompt is refused. %s", fault)
+            else:
+                logging.error("safety-directions: the last sound policy stays in force. %s", fault)
+                say(f"a broken policy is left alone: {fault}", event="policy", action="kept the last", fault=fault)
+            return
+        before, self.fault = self._order, None
+        if before is not None and before.handler is not None:
+            LOG.removeHandler(before.handler)
+            before.handler.close()
+        if handler is not None:
+            LOG.addHandler(handler)
+        self._order = Order(policy, direction, steering, handler)
+        say(f"host mode: {asdict(policy)}", event="policy", action="read", **asdict(policy))
+
+    def _now(self) -> Order:
+        if self._order is None:
             raise HostFault(f"Safety Direction host mode refuses every prompt. {self.fault}")
+        return self._order
 
     def __call__(self, request: dict[str, Any]) -> dict[str, Any]:
         """Log a queued graph, or refuse it at once; encoding and sampling would refuse it, too."""
-        if self.fault:
+        if self.refresh():
+            self._changes += 1
+        if self._order is None:
             refusal = {"class_type": "SafetyDirectionRefusal", "inputs": {"message": self.fault}}
             return {**request, "prompt": {f"{PREFIX}:refusal": refusal}}
-        _log.info("prompt from client %s", request.get("client_id"))
-        return request
+        client = request.get("client_id")
+        told = texts(request.get("prompt") or {}, self.policy.log_prompts)
+        say(f"prompt from client {client}", event="queued", client=client, **told)
+        return {**request, "prompt": anew(request["prompt"], self._changes)} if self._changes else request
+
+
+def anew(graph: dict[str, Any], number: int) -> dict[str, Any]:
+    """A graph that ComfyUI runs from its loaders on, where it kept outputs of another policy's time.
+
+    The nodes that no other feeds get one more input, which none of them reads."""
+
+    def fed(node: Any) -> bool:
+        inputs = node.get("inputs") if isinstance(node, dict) else None
+        return not isinstance(inputs, dict) or any(map(is_link, inputs.values()))
+
+    return {
+        name: node if fed(node) else {**node, "inputs": {**node["inputs"], NUMBER: number}} for name, node in graph.items()
+    }

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import urllib.error
+import urllib.request
 from contextlib import contextmanager
 
 import pytest
@@ -261,8 +263,35 @@ def test_what_is_mixed_after_encoding_is_steered_again(plain, host):
 def test_the_log_tells_what_was_queued_and_flagged(host):
     run(host, GRAPHS["CFGGuider"]())
     log = re.search(r'"log": "(.*?)"', open(host.variables["SAFETY_DIRECTION_POLICY"]).read())[1]
-    text = open(log).read()
-    assert "prompt from client" in text and "Safety Direction host mode: global score" in text
+    events = [json.loads(line) for line in open(log)]
+    assert {"policy", "queued", "flagged"} <= {event["event"] for event in events}
+    flag = next(event for event in events if event["event"] == "flagged")
+    assert flag["name"] == "global" and flag["score"] > flag["threshold"] and flag["action"] == "steered"
+    assert not any(UNSAFE in json.dumps(event) for event in events), "prompts are left out"
+
+
+def test_a_policy_is_read_again_when_its_file_changes(plain, alignments, tmp_path):
+    """Steer, then report only, then a broken file: what is sampled follows, and the last sound policy stays."""
+    unsafe = lambda: run(host, base())[0]
+    with policy_server(alignments, tmp_path, POLICY | {"counts_token": "letmein"}) as host:
+        asked, steered = run(plain, base())[0], unsafe()
+        assert not torch.equal(steered, asked)
+        file, log = tmp_path / "policy.json", str(tmp_path / "log.txt")
+        file.write_text(json.dumps(POLICY | {"on_flag": "report", "log": log, "log_prompts": "hash", "counts_token": "t"}))
+        assert torch.equal(unsafe(), asked), "report only changes no bit"
+        file.write_text("{")
+        assert torch.equal(unsafe(), asked)
+        events = [json.loads(line) for line in open(log)]
+        assert [e["action"] for e in events if e["event"] == "flagged"][-1] == "reported"
+        assert [e["action"] for e in events if e["event"] == "policy"] == ["read", "read", "kept the last"]
+        assert any(len(e.get("sha256", [""])[0]) == 64 for e in events) and UNSAFE not in open(log).read()
+        assert host._json("/safety_directions/health")["ready"] is True
+        asking = urllib.request.Request(host.url + "/safety_directions/counts")
+        with pytest.raises(urllib.error.HTTPError, match="403"):
+            urllib.request.urlopen(asking)
+        asking.add_header("Authorization", "Bearer t")
+        lines = urllib.request.urlopen(asking).read().decode()
+        assert 'safety_directions_flagged_total{action="reported"}' in lines and 'queued_total{action=""} 3' in lines
 
 
 def test_a_flagged_negative_is_steered_unless_the_policy_keeps_it(plain, host, alignments, tmp_path):
