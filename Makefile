@@ -1,5 +1,6 @@
 # make demo     see it work: builds what is missing into ~/.cache/safety-directions, then runs the demo
 # make test     lint, types, and every test, against a real ComfyUI
+# make test-cuda     every family of text encoders on a graphics card; says so where there is none
 # make clean    remove what these leave in this folder (the cache stays; it can be deleted at any time)
 #
 # PYTHON=python3.12         the Python to build with, 3.10 or newer
@@ -8,7 +9,7 @@
 PYTHON ?= python3
 MYPY_CONFIG := $(shell grep -qs '^\[tool.mypy\]' pyproject.toml || echo --ignore-missing-imports)
 
-.PHONY: demo test clean
+.PHONY: demo test test-cuda clean
 
 # Threads that spin while they wait take ten times as long where another program has one of the cores.
 demo: export OMP_WAIT_POLICY ?= PASSIVE
@@ -24,6 +25,9 @@ test:
 	"$$python" -m ruff check .; \
 	"$$python" -m mypy $(MYPY_CONFIG) --explicit-package-bases $(wildcard directions nodes); \
 	"$$python" -m pytest tests -q -rs
+
+test-cuda:
+	@python="$$($(PYTHON) -m harness.environment test)" && "$$python" -m pytest tests/comfyui/test_cuda.py -q -rs
 
 clean:
 	rm -rf demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info

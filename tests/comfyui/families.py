@@ -1,6 +1,8 @@
 """Steer every family's real text encoder classes, small and with random weights, at every entry point; writes what passed.
 
-    python -m tests.comfyui.families OUT.json [FAMILY ...]      (tests/comfyui/test_families.py runs it)
+    python -m tests.comfyui.families OUT.json [FAMILY ...] [--OPTION ...]     (tests/comfyui/test_families.py runs it)
+
+Options are ComfyUI's own, --cpu if there is none; --normalvram is a card, and with --gpu-only states stay on it.
 
 A planted direction is added and read back from what the sampler gets: it must be there on the content of every slot (cosine
 0.99), and nothing else may have changed by a bit. Where the content begins is written down by hand, per family.
@@ -31,15 +33,15 @@ DTYPES = ("float32", "float16", "bfloat16")
 ENTRIES = ("Apply", "CLIP", "Guard")
 
 
-def start_comfyui() -> Any:
-    """Import ComfyUI and the pack; returns the pack's `nodes.encoders`."""
+def start_comfyui(options: list[str]) -> Any:
+    """Import ComfyUI, with its own command-line options, and the pack; returns the pack's `nodes.encoders`."""
     from harness.environment import find
 
     environment = find("test")
     sys.path[:0] = [os.fspath(environment.comfyui), *map(os.fspath, environment.pythonpath)]
     base = tempfile.mkdtemp(prefix="safety-directions-")
     atexit.register(shutil.rmtree, base, ignore_errors=True)
-    sys.argv = ["families", "--cpu", "--base-directory", base]
+    sys.argv = ["families", *options, "--base-directory", base]
     import comfy.options
 
     comfy.options.enable_args_parsing()
@@ -714,7 +716,7 @@ def patched(encoders: Any, clip: Any, planted: Any, how: Any) -> None:
     assert not torch.equal(plain, inner)
     for order in ((steer, lora, last), (lora, steer, last), (last, lora, steer), (last, steer, lora)):
         moved = (encoded(*order) - inner)[0, 1 : 1 + raw_length(clip, FAMILIES["SD1.x"], ("l",), PROMPT)]
-        vector = planted.slots["cond"].vectors[0]
+        vector = planted.slots["cond"].vectors[0].to(moved)
         assert torch.nn.functional.cosine_similarity(moved, vector.expand_as(moved), dim=1).min() > 0.99, (
             f"{[step.__name__ for step in order]}"
         )
@@ -725,11 +727,14 @@ def patched(encoders: Any, clip: Any, planted: Any, how: Any) -> None:
     assert not planted.fits(encoders.probe_states(last(clip), planted)), "the other layer went unnoticed"
 
 
-def main(out: str, only: list[str]) -> None:
-    encoders = start_comfyui()
+def main(out: str, arguments: list[str]) -> None:
+    only = [name for name in arguments if not name.startswith("--")]
+    encoders = start_comfyui([name for name in arguments if name.startswith("--")] or ["--cpu"])
+    import comfy.model_management
     import comfyui_version
 
-    report: dict[str, Any] = {"comfyui": comfyui_version.__version__, "families": {}}
+    device = str(comfy.model_management.text_encoder_device())
+    report: dict[str, Any] = {"comfyui": comfyui_version.__version__, "device": device, "families": {}}
     for name in only or FAMILIES:
         results: dict[str, str] = {}
         started = time.monotonic()

@@ -22,11 +22,16 @@ MISSING = {"0.18.2": {"CogVideoX"}, "0.16.3": {"CogVideoX"}}
 
 @pytest.fixture(scope="module")
 def report():
-    out = ROOT / "demo-output" / f"families-{default_version()}.json"
+    return run_families(f"families-{default_version()}.json")
+
+
+def run_families(name: str, *options: str) -> dict:
+    """The results, in a file of this name in demo-output, with ComfyUI's own options."""
+    out = ROOT / "demo-output" / name
     out.parent.mkdir(exist_ok=True)
     # A process of its own: ComfyUI reads sys.argv when it is imported.
     done = subprocess.run(
-        [sys.executable, "-m", "tests.comfyui.families", str(out)],
+        [sys.executable, "-m", "tests.comfyui.families", str(out), *options],
         cwd=ROOT, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
@@ -35,6 +40,11 @@ def report():
 
 @pytest.mark.parametrize("family", list(FAMILIES))
 def test_a_planted_direction_is_read_back_at_every_entry_point_and_nothing_else_moves(report, family):
+    assert report["device"] == "cpu"
+    check_family(report, family)
+
+
+def check_family(report: dict, family: str) -> None:
     results = dict(report["families"][family])
     reason = results.pop("not run", None)
     assert (reason is not None) == (family in MISSING.get(report["comfyui"], ())), reason
