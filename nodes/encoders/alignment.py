@@ -19,6 +19,7 @@ from ...directions.place import Place
 from ...directions.slot import SlotAlignment
 from ...directions.special_tokens import MAX_ROLES, SpecialTokenBank
 from ...directions.wide import USUAL_TOKENS, WIDEST, WideStates
+from . import unfinished
 from .batching import BatchReader
 from .clip import unsteered
 from .content import content_of_states
@@ -74,8 +75,11 @@ def align_encoder(clip: Any, direction: Direction, method: str, seconds: float |
         raise Unsteerable("what this CLIP gives doesn't depend on the prompt: there is nothing to steer")
     probes = _probes(clip, layout)
     kept = kept_like(kind, direction, layout.places, probes)
-    aligned = kept if kept and enough(kept, seconds) else _align(clip, direction, method, layout, probes, seconds)
+    aligned = (
+        kept if kept and enough(kept, seconds) else _align(clip, direction, method, layout, probes, seconds, identity)
+    )
     try:
+        unfinished.forget()
         aligned.save(folder() / f"{kind}-{identity or hash_of(probes)}.safetensors")
     except OSError as error:
         logging.warning(
@@ -91,6 +95,7 @@ def _align(
     layout: Layout,
     probes: Mapping[str, Tensor],
     seconds: float | None,
+    identity: str | None,
 ) -> Alignment:
     direction = whole if seconds is None else whole.beginning(_affordable_anchors(clip, whole, layout, seconds))
     counts = {"read": len(direction.anchor_prompts), "all": len(whole.anchor_prompts)}
@@ -98,7 +103,7 @@ def _align(
     fitted: dict[str, SlotAlignment] = {}
     benign = (~direction.mentioned).nonzero().flatten().tolist()
     for some in _affordable(layout, len(direction.anchor_prompts)):
-        states, special = _anchor_states(clip, direction.anchor_prompts, some, benign)
+        states, special = _anchor_states(clip, direction.anchor_prompts, some, benign, identity)
         for name in list(states):
             rows = states.pop(name)
             slot = align_slot(direction, rows, method)
@@ -130,9 +135,7 @@ def _special_token_bank(
     slot: SlotAlignment, rows: Sequence[Tensor] | WideStates, special: Mapping[int, Mapping[int, Tensor]]
 ) -> SpecialTokenBank:
     """Of the anchors that score below average, whose own states are `rows` and whose special tokens are kept by index."""
-    harmless = [
-        index for index in sorted(special) if special[index] and slot.prompt_scores(rows[index])[0] < 0
-    ]
+    harmless = [index for index in sorted(special) if special[index] and slot.prompt_scores(rows[index])[0] < 0]
     means = torch.stack([rows[index].mean(0) for index in harmless]) if harmless else torch.empty(0, slot.width)
     return SpecialTokenBank.of(means, [special[index] for index in harmless])
 
@@ -174,10 +177,10 @@ def _affordable(layout: Layout, prompts: int) -> Iterator[Layout]:
 
 
 def _anchor_states(
-    clip: Any, prompts: Sequence[str], layout: Layout, benign: Sequence[int]
+    clip: Any, prompts: Sequence[str], layout: Layout, benign: Sequence[int], identity: str | None
 ) -> tuple[dict[str, list[Tensor] | WideStates], dict[str, dict[int, dict[int, Tensor]]]]:
     """Each prompt's content states by slot, in order; and by slot and index the special tokens' of some, evenly drawn
-    from `benign`."""
+    from `benign`. What a cancelled reading of the encoder of this identity had read isn't read again."""
     tokens = [layout.tokenize(prompt) for prompt in prompts]
     states = {name: _room(place, len(prompts), benign) for name, place in layout.places.items()}
     special: dict[str, dict[int, dict[int, Tensor]]] = {name: {} for name in layout.places}
@@ -191,20 +194,63 @@ def _anchor_states(
         return layout.states(entry, output)
 
     wide = next((rows for rows in states.values() if isinstance(rows, WideStates)), None)
-    parts = [part for part in (wide.order() if wide else (range(len(prompts)),)) if part]
-    bar, done = comfy.utils.ProgressBar(len(prompts)), 0
-    for part in parts:
-        for at, rows in BatchReader(clip, read).read([tokens[i] for i in part]):
-            index, done = part[at], done + 1
-            if len(rows) < len(layout.places):
-                # Some encoders fill a slot only from text in quotation marks.
-                quoted = layout.tokenize(f'a sign that says "{prompts[index]}"')
-                rows = read(quoted, encode(clip, quoted), drawn.get(id(tokens[index]))) | rows
-            for name, own in rows.items():
-                _keep(states[name], index, own)
-            if done % REPORT == 0 or done == len(prompts):
-                bar.update_absolute(done)
+    resumable = identity if wide is None else None  # of very wide states only sums are held
+    finished = _resumed(resumable, prompts, states, special, set(drawn.values()))
+    parts = [
+        part for part in (wide.order() if wide else ([i for i in range(len(prompts)) if i not in finished],)) if part
+    ]
+    bar = comfy.utils.ProgressBar(len(prompts))
+    try:
+        for part in parts:
+            for at, rows in BatchReader(clip, read).read([tokens[i] for i in part]):
+                index = part[at]
+                if len(rows) < len(layout.places):
+                    # Some encoders fill a slot only from text in quotation marks.
+                    quoted = layout.tokenize(f'a sign that says "{prompts[index]}"')
+                    rows = read(quoted, encode(clip, quoted), drawn.get(id(tokens[index]))) | rows
+                for name, own in rows.items():
+                    _keep(states[name], index, own)
+                finished.add(index)
+                if len(finished) % REPORT == 0 or len(finished) == len(prompts):
+                    bar.update_absolute(len(finished))
+    except comfy.model_management.InterruptProcessingException:
+        if resumable:
+            wanted = set(drawn.values())
+            unfinished.keep(
+                resumable,
+                list(states),
+                {
+                    prompts[i]: unfinished.Read(
+                        {name: own[i] for name, own in states.items()},
+                        {name: own.get(i, {}) for name, own in special.items()} if i in wanted else None,
+                    )
+                    for i in sorted(finished)
+                },
+            )
+        raise
     return states, special
+
+
+def _resumed(
+    identity: str | None,
+    prompts: Sequence[str],
+    states: Mapping[str, Any],
+    special: Mapping[str, dict[int, dict[int, Tensor]]],
+    drawn: set[int],
+) -> set[int]:
+    """Fill in what a cancelled reading left; returns the prompts that needn't be read, by index."""
+    earlier = unfinished.kept(identity, list(states)) if identity else {}
+    finished = set()
+    for index, prompt in enumerate(prompts if earlier else ()):
+        one = earlier.get(prompt)
+        if one is None or (index in drawn and one.special is None):
+            continue
+        finished.add(index)
+        for name, rows in one.states.items():
+            states[name][index] = rows
+            if index in drawn and one.special and name in one.special:
+                special[name][index] = one.special[name]
+    return finished
 
 
 def _room(place: Place, prompts: int, benign: Sequence[int]) -> list[Tensor] | WideStates:

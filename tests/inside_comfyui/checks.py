@@ -254,6 +254,56 @@ def test_a_time_limit_reads_fewer_anchors_until_all_are_asked_for(encoders, dire
     assert whole.slots["cond"].fit["anchors"]["read"] == len(some.anchor_prompts)
 
 
+def test_a_cancelled_alignment_goes_on_where_it_was_and_gives_the_same(encoders, direction, minilm, monkeypatch, tmp_path):
+    import comfy.model_management
+    import folder_paths
+
+    some = direction.picked(range(200))
+    folder_paths.set_user_directory(str(tmp_path / "at once"))
+    whole = encoders.align_encoder(minilm, some, "ridge")
+    folder_paths.set_user_directory(str(tmp_path / "cancelled"))
+    module = sys.modules[encoders.align_encoder.__module__]
+    reader, asked = module.BatchReader.read, []
+
+    def cancelled(self, tokens):
+        for count, one in enumerate(reader(self, tokens)):
+            if count == 120:
+                raise comfy.model_management.InterruptProcessingException
+            yield one
+
+    def counted(self, tokens):
+        asked.append(len(tokens))
+        return reader(self, tokens)
+
+    monkeypatch.setattr(module.BatchReader, "read", cancelled)
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        encoders.align_encoder(minilm, some, "ridge")
+    kept = tmp_path / "cancelled" / "safety_directions"
+    assert len(list(kept.glob("unfinished-*"))) == 1
+    monkeypatch.setattr(module.BatchReader, "read", counted)
+    again = encoders.align_encoder(minilm, some, "ridge")
+    assert asked == [len(some.anchor_prompts) - 120]
+    assert [path.name.startswith("unfinished-") for path in kept.iterdir()] == [False]
+    for name, slot in whole.slots.items():
+        assert torch.allclose(again.slots[name].vectors, slot.vectors, atol=1e-3 * float(slot.vectors.abs().max()))
+        assert torch.allclose(again.slots[name].anchor_scores, slot.anchor_scores, atol=1e-2)
+
+
+def test_a_damaged_file_of_a_cancelled_alignment_is_read_anew(encoders, direction, minilm, tmp_path):
+    import folder_paths
+
+    folder_paths.set_user_directory(str(tmp_path))
+    module = importlib.import_module(f"{encoders.__name__}.unfinished")
+    read = {"a fox": module.Read({"cond": torch.ones(2, 3)}, {"cond": {-1: torch.zeros(3)}})}
+    module.keep("ab", ["cond"], read)
+    back = module.kept("ab", ["cond"])["a fox"]
+    assert torch.equal(back.states["cond"], torch.ones(2, 3)) and torch.equal(back.special["cond"][-1], torch.zeros(3))
+    assert module.kept("cd", ["cond"]) == {}
+    (path,) = (tmp_path / "safety_directions").glob("unfinished-*")
+    path.write_bytes(path.read_bytes()[:-5])
+    assert module.kept("ab", ["cond"]) == {}
+
+
 def test_an_alignment_that_somebody_shared_is_taken(encoders, direction, minilm, monkeypatch, tmp_path):
     import folder_paths
 
