@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import Any, Iterator, Mapping, Sequence
 
 import comfy.model_management
-import comfy.utils
 import torch
 from torch import Tensor
 
@@ -29,10 +28,8 @@ from .kept import enough, folder, hash_of, kept_for, kept_like, kind_of
 from .layout import Layout, first_row
 from .padding import fit_padding
 from .places import Unsteerable, encode
+from .progress import ReadingProgress
 from .templates import quiet
-
-REPORT = 16
-"""Prompts between two steps of the progress bar."""
 
 PADDING_PROMPTS, PADDING_ROWS = 36, 24
 """Prompts of all lengths that the padding reader is fitted on, and padding states of each."""
@@ -199,7 +196,7 @@ def _anchor_states(
     parts = [
         part for part in (wide.order() if wide else ([i for i in range(len(prompts)) if i not in finished],)) if part
     ]
-    bar = comfy.utils.ProgressBar(len(prompts))
+    progress = ReadingProgress(len(prompts), len(finished), bool(resumable))
     try:
         for part in parts:
             for at, rows in BatchReader(clip, read).read([tokens[i] for i in part]):
@@ -211,8 +208,7 @@ def _anchor_states(
                 for name, own in rows.items():
                     _keep(states[name], index, own)
                 finished.add(index)
-                if len(finished) % REPORT == 0 or len(finished) == len(prompts):
-                    bar.update_absolute(len(finished))
+                progress.update(len(finished))
     except comfy.model_management.InterruptProcessingException:
         if resumable:
             wanted = set(drawn.values())

@@ -289,6 +289,29 @@ def test_a_cancelled_alignment_goes_on_where_it_was_and_gives_the_same(encoders,
         assert torch.allclose(again.slots[name].anchor_scores, slot.anchor_scores, atol=1e-2)
 
 
+def test_the_node_says_how_much_is_read_how_long_it_takes_and_that_it_is_once(encoders, monkeypatch):
+    import types
+
+    from comfy_execution.utils import CurrentNodeContext
+
+    module = importlib.import_module(f"{encoders.__name__}.progress")
+    said, now = [], [100.0]
+    server = types.SimpleNamespace(send_progress_text=lambda text, node: said.append((node, text)))
+    page = types.SimpleNamespace(PromptServer=types.SimpleNamespace(instance=server))
+    monkeypatch.setitem(sys.modules, "server", page)
+    monkeypatch.setattr(module, "time", types.SimpleNamespace(monotonic=lambda: now[0]))
+    with CurrentNodeContext("prompt", "7"):
+        progress = module.ReadingProgress(1500, 500, True)
+        for done in range(501, 601):
+            now[0] += 0.1
+            progress.update(done)
+    assert {node for node, _ in said} == {"7"} and 8 <= len(said) <= 10
+    assert "1,500" in said[-1][1] and "once" in said[-1][1]
+    assert "If you cancel" in said[-1][1]
+    # 0.1 s each, and about 900 are left.
+    assert 88 <= int(said[-1][1].split("about ")[1].split(" s")[0]) <= 92
+
+
 def test_a_damaged_file_of_a_cancelled_alignment_is_read_anew(encoders, direction, minilm, tmp_path):
     import folder_paths
 
