@@ -40,7 +40,8 @@ class Host:
     variable = VARIABLE
 
     def __init__(self, path: str, load_direction: Callable[[str], Any]) -> None:
-        self.path, self.fault = Path(path), None
+        self.path = Path(path)
+        self.fault: str | None = None
         self.counts = Counts()
         self._load = load_direction
         self._seen, self._changes = self._stamp(), 0
