@@ -12,7 +12,7 @@ from tests.comfyui.graphs import UNSAFE, graph, shown
 
 
 def test_inspect_shows_a_steered_prompt_as_it_was_and_as_it_is(tiny):
-    result = tiny.queue(graph())
+    result = tiny.queue(graph(mode="gate"))
     plain, steered = shown(result, "plain"), shown(result, "steered")
     assert plain["before"] is None and steered["before"] == plain["after"]
     assert steered["after"]["global"]["score"] < min(

@@ -150,7 +150,7 @@ def test_the_archive_runs_beside_a_copy_of_itself_and_a_pack_with_the_same_modul
 
 def test_in_host_mode_one_of_two_copies_takes_the_graphs(awkward):
     """Three graphs are queued, each by a client of its own."""
-    clients = re.findall(r"prompt from client (\S+)", awkward.log)
+    clients = re.findall(r'"event": "queued", "client": "(\S+?)"', awkward.log)
     assert len(clients) == len(set(clients)) == 3
 
 
