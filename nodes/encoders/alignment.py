@@ -174,7 +174,7 @@ def _affordable(layout: Layout, prompts: int) -> Iterator[Layout]:
 
 
 def _anchor_states(
-    clip: Any, prompts: Sequence[str], layout: Layout, benign: Sequence[int], identity: str | None
+    clip: Any, prompts: Sequence[str], layout: Layout, benign: Sequence[int], identity: str | None = None
 ) -> tuple[dict[str, list[Tensor] | WideStates], dict[str, dict[int, dict[int, Tensor]]]]:
     """Each prompt's content states by slot, in order; and by slot and index the special tokens' of some, evenly drawn
     from `benign`. What a cancelled reading of the encoder of this identity had read isn't read again."""
