@@ -1,4 +1,4 @@
-"""Safety Direction Refusal: what host mode puts in place of a graph that it can't route."""
+"""Safety Direction Refusal: what host mode puts in place of every graph while its policy can't be followed."""
 
 from __future__ import annotations
 
