@@ -40,12 +40,10 @@ def _row(anchors: int, found: dict[str, Any]) -> Row:
     return Row(what, found["added"], "MB", detail=f"beyond {found['states']:.0f} MB of states")
 
 
-def fit(anchors: int) -> dict[str, Any]:
-    """Megabytes of random states, and by how much the peak while aligning exceeds what was there before (or `why` not)."""
-    draw = torch.Generator().manual_seed(0)
-    states = [torch.randn(TOKENS, WIDTH, generator=draw) for _ in range(anchors)]
+def made_up_direction(anchors: int, draw: torch.Generator) -> Direction:
+    """One of random numbers."""
     vectors = {"global": torch.randn(SOURCE, generator=draw), "violence": torch.randn(SOURCE, generator=draw)}
-    direction = Direction(
+    return Direction(
         vectors=vectors,
         readers=vectors,
         anchor_states=torch.randn(anchors, SOURCE, generator=draw).half(),
@@ -56,6 +54,13 @@ def fit(anchors: int) -> dict[str, Any]:
         created="2026-01-01T00:00:00Z",
         tool_version="benchmark",
     )
+
+
+def fit(anchors: int) -> dict[str, Any]:
+    """Megabytes of random states, and by how much the peak while aligning exceeds what was there before (or `why` not)."""
+    draw = torch.Generator().manual_seed(0)
+    states = [torch.randn(TOKENS, WIDTH, generator=draw) for _ in range(anchors)]
+    direction = made_up_direction(anchors, draw)
     held = sum(rows.nbytes for rows in states) / 1e6
     try:
         return {"states": held, "added": rise(lambda: align(direction, states, "ridge")) / 1e6}

@@ -13,12 +13,11 @@ import torch
 
 from benchmarks.peak import NotMeasured, rise
 from directions.align import align_slot
-from directions.direction import Direction
 from directions.wide import WideStates
 from harness.server import ROOT
 
 from .clock import Row
-from .memory import SOURCE, TOKENS
+from .memory import TOKENS, made_up_direction
 
 ANCHORS = 5431
 WIDTHS = {"FLUX.2 [dev]": 15_360, "Krea 2": 30_720, "Ideogram 4": 53_248}
@@ -44,18 +43,7 @@ def measured(width: int, anchors: int, method: str = "auto") -> dict[str, Any]:
 def fit(width: int, anchors: int, method: str) -> dict[str, Any]:
     """Seconds of CPU that a fit of random states takes, and the peak memory that it adds, states included (or `why` not)."""
     draw = torch.Generator().manual_seed(0)
-    vectors = {"global": torch.randn(SOURCE, generator=draw), "violence": torch.randn(SOURCE, generator=draw)}
-    direction = Direction(
-        vectors=vectors,
-        readers=vectors,
-        anchor_states=torch.randn(anchors, SOURCE, generator=draw).half(),
-        anchor_prompts=tuple(map(str, range(anchors))),
-        source={"model": "made up", "layers": [0]},
-        pairs={},
-        licence="CC0",
-        created="2026-01-01T00:00:00Z",
-        tool_version="benchmark",
-    )
+    direction = made_up_direction(anchors, draw)
     view = torch.randn(64, width, generator=draw)
 
     def aligned() -> None:

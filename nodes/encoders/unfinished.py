@@ -79,7 +79,7 @@ def kept(identity: str, slots: Sequence[str]) -> dict[str, Read]:
         return _apart(index, slots, tensors)
     except FileNotFoundError:
         return {}
-    except (OSError, safetensors.SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
+    except (OSError, safetensors.SafetensorError, ValueError, LookupError, TypeError, RuntimeError, StopIteration) as error:
         logging.warning("safety-directions: what an earlier Align had read can't be used (%s); it is read anew", error)
         return {}
 

@@ -24,16 +24,12 @@ SECONDS = 60.0
 
 
 class Encoding:
-    """What every CLIP of the process encodes, steered."""
+    """What every CLIP of the process encodes, steered; `aligned` counts how often one got its alignment."""
 
     def __init__(self, host: Host) -> None:
         self.host = host
+        self.aligned = 0
         self._known: MutableMapping[Any, tuple[tuple, Alignment, Layout]] = WeakKeyDictionary()
-
-    @property
-    def aligned(self) -> int:
-        """How many of the text encoders in use have their alignment."""
-        return len(self._known)
 
     def steered(self, clip: Any, tokens: Any, entry: Entry) -> Entry:
         """An entry that a CLIP made of tokens, steered and marked as host mode's; one that is, as it is.
@@ -63,6 +59,7 @@ class Encoding:
             # The layout's own way to tokenize would hold the CLIP.
             layout = replace(Layout.known(clip, aligned.places), tokenize=_nothing)
             known = self._known[clip] = (facts, aligned, layout)
+            self.aligned += 1
         return known[1:]
 
 

@@ -19,7 +19,7 @@ def add_routes(server: Any, host: Host, encoding: Encoding) -> None:
             return web.json_response({"ready": False, "why": "the policy can't be followed"}, status=503)
         if not encoding.aligned:
             return web.json_response({"ready": False, "why": "no text encoder is aligned yet"}, status=503)
-        return web.json_response({"ready": True, "on_flag": host.policy.on_flag, "text encoders": encoding.aligned})
+        return web.json_response({"ready": True, "on_flag": host.policy.on_flag})
 
     @server.routes.get("/safety_directions/counts")
     async def counts(request: Any) -> Any:

@@ -109,7 +109,8 @@ class Host:
         if handler is not None:
             LOG.addHandler(handler)
         self._order = Order(policy, direction, steering, handler)
-        say(f"host mode: {asdict(policy)}", event="policy", action="read", **asdict(policy))
+        told = {name: value for name, value in asdict(policy).items() if name != "counts_token"}  # a secret
+        say(f"host mode: {told}", event="policy", action="read", **told)
 
     def _now(self) -> Order:
         if self._order is None:
@@ -123,16 +124,19 @@ class Host:
         if self._order is None:
             refusal = {"class_type": "SafetyDirectionRefusal", "inputs": {"message": self.fault}}
             return {**request, "prompt": {f"{PREFIX}:refusal": refusal}}
-        client = request.get("client_id")
-        told = texts(request.get("prompt") or {}, self.policy.log_prompts)
+        client, graph = request.get("client_id"), request.get("prompt")
+        if not isinstance(graph, dict):
+            return request  # ComfyUI says what is wrong with it
+        told = texts(graph, self.policy.log_prompts)
         say(f"prompt from client {client}", event="queued", client=client, **told)
-        return {**request, "prompt": anew(request["prompt"], self._changes)} if self._changes else request
+        return {**request, "prompt": anew(graph, self._changes)} if self._changes else request
 
 
 def anew(graph: dict[str, Any], number: int) -> dict[str, Any]:
     """A graph that ComfyUI runs from its loaders on, where it kept outputs of another policy's time.
 
-    The nodes that no other feeds get one more input, which none of them reads."""
+    The nodes that no other feeds get one more input, which none of them reads.
+    """
 
     def fed(node: Any) -> bool:
         inputs = node.get("inputs") if isinstance(node, dict) else None

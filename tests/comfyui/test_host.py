@@ -284,6 +284,7 @@ def test_a_policy_is_read_again_when_its_file_changes(plain, alignments, tmp_pat
         events = [json.loads(line) for line in open(log)]
         assert [e["action"] for e in events if e["event"] == "flagged"][-1] == "reported"
         assert [e["action"] for e in events if e["event"] == "policy"] == ["read", "read", "kept the last"]
+        assert "letmein" not in open(log).read(), "the token is a secret"
         assert any(len(e.get("sha256", [""])[0]) == 64 for e in events) and UNSAFE not in open(log).read()
         assert host._json("/safety_directions/health")["ready"] is True
         asking = urllib.request.Request(host.url + "/safety_directions/counts")
