@@ -68,7 +68,7 @@ def estimate(
         mentions: harmless prompts that name what is unsafe; what the model says of them goes into the file beside the anchors.
         near: those of the anchors that come near the line.
         translations: of anchors and mentions; the file carries the prompts alone.
-        most: anchors and mentions that the file is to carry; those near the line and mentions that say least are left out.
+        most: anchors and mentions that the file is to carry; those near the line that say least are left out.
         source: facts about the model for the file: at least `model`, its name.
         keep: a folder for the model's states as they are read, of one model, so that a killed run goes on where it was.
 

@@ -27,7 +27,7 @@ NEAR = 4
 """Tokens on either side over which the prompt reading is averaged: 2 lets more mentions through, 8 loses short prompts."""
 
 SHARPNESS = 1.0
-"""Of the soft minimum: 0.5 and 1 find as many."""
+"""Of the soft minimum: 0.25 and 0.5 find up to 0.02 more, and as many more harmless prompts are flagged (docs/log.md)."""
 
 WINDOW, STRIDE = 32, 16
 """Prompts longer than a window are also read through windows, so that length around it doesn't hide an unsafe part."""
@@ -39,8 +39,8 @@ windows. At 1 long harmless prompts are flagged more often, at 2 a hidden senten
 
 MENTION, MOST_MENTION = 0.22, 4.0
 """Weight of the mention reading in each name's score, and the most that it counts for, in harmless standard deviations. With
-none, twice as many mentions are taken for unsafe; with twice as much, 0.05 fewer unsafe prompts are found. The most bounds what
-words of a notice around an unsafe prompt can hide."""
+none, two to three times as many mentions are taken for unsafe; with twice as much, 0.05 to 0.07 fewer held-out unsafe prompts are
+found (docs/log.md). The most bounds what words of a notice around an unsafe prompt can hide; not tuned."""
 
 
 class Readings(NamedTuple):
