@@ -1,4 +1,4 @@
-"""The command line: python -m directions show | estimate | align | check | scan | evaluate."""
+"""The command line: python -m directions show | estimate | align | align-all | check | scan | evaluate."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ EXAMPLES = f"""examples:
   {PROGRAM} check strangers-file.safetensors
   {PROGRAM} estimate ./Llama-3.1-8B-Instruct --name llama-3.1-8b
   {PROGRAM} align smollm2-135m-instruct ./states.safetensors --out aligned.safetensors
+  {PROGRAM} align-all                        # every text encoder of the ComfyUI that is running
   {PROGRAM} scan prompts.csv --source SmolLM2-135M-Instruct.Q4_1.gguf --out runs/scan
   {PROGRAM} evaluate workflow-api.json i2p.csv --benign coco.csv --out runs/first --alpha 3 5
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any, Callable
 
@@ -32,13 +33,16 @@ def direction_facts(path: Path) -> Facts:
 
 
 def aligned_facts(path: Path) -> Facts:
-    """What an alignment file is: of which direction, for which slots, and its categories."""
+    """What an alignment file is: of which direction, for which slots, its categories, whether all anchors were read, and its
+    hash."""
     aligned = load_aligned_encoder(path)
     return {
         "source": str(aligned.direction.get("name") or aligned.direction.get("source")),
         "slots": {name: slot.width for name, slot in aligned.slots.items()},
         "categories": list(aligned.categories),
         "sha256": str(aligned.direction.get("sha256"))[:12],
+        "whole": encoders.enough(aligned, None),
+        "file": hashlib.sha256(path.read_bytes()).hexdigest(),
         "megabytes": round(path.stat().st_size / 1e6, 1),
     }
 
@@ -61,11 +65,21 @@ def keep_metadata() -> None:
 
 
 PATH = "/safety_directions/{kind:direction|aligned}/{name}"
+PROGRESS = "/safety_directions/progress"
+
+
+def running() -> Facts:
+    """How far the nodes are that run now: [done, of how many] by node, and the prompt that they belong to."""
+    from comfy_execution.progress import NodeState, get_progress_state
+
+    state = get_progress_state()
+    nodes = {node: [own["value"], own["max"]] for node, own in list(state.nodes.items()) if own["state"] is NodeState.Running}
+    return {"prompt_id": state.prompt_id, "nodes": nodes}
 
 
 def add_routes() -> None:
-    """GET /safety_directions/direction/{name} and /safety_directions/aligned/{name}; once, however many copies of the
-    pack there are."""
+    """GET /safety_directions/direction/{name}, /safety_directions/aligned/{name} and /safety_directions/progress; once,
+    however many copies of the pack there are."""
     import asyncio
 
     from aiohttp import web
@@ -78,6 +92,10 @@ def add_routes() -> None:
         )
         return web.json_response(await asyncio.to_thread(answer, request.match_info["name"], known, read))
 
+    async def progress(request: web.Request) -> web.Response:
+        return web.json_response(running())
+
     # A second copy of the pack in another folder must not keep ComfyUI from starting, which it does not with a path twice.
     if all(getattr(route, "path", None) != PATH for route in PromptServer.instance.routes):
         PromptServer.instance.routes.get(PATH)(respond)
+        PromptServer.instance.routes.get(PROGRESS)(progress)

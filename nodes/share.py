@@ -53,6 +53,12 @@ class SaveAlignedDirection(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, name, **others) -> float:
+        """Without its file the node always runs: NaN is not even what it was."""
+        path = aligned_files().get(name)
+        return path.stat().st_mtime if path else float("nan")
+
+    @classmethod
     def execute(cls, aligned, name, overwrite) -> io.NodeOutput:
         refuse_to_write()
         if not is_name(name):

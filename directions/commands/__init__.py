@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from . import align, check, estimate, evaluate, scan, show
+from . import align, align_all, check, estimate, evaluate, scan, show
 
 COMMANDS: dict[str, ModuleType] = {
     "show": show,
     "estimate": estimate,
     "align": align,
+    "align-all": align_all,
     "check": check,
     "scan": scan,
     "evaluate": evaluate,

@@ -134,7 +134,7 @@ class Remote:
 
     def version(self) -> str:
         """ComfyUI's version; a way to ask whether it is there."""
-        return str(self._json("/system_stats").get("system", {}).get("comfyui_version", "unknown"))
+        return str(self.read("/system_stats").get("system", {}).get("comfyui_version", "unknown"))
 
     def submit(self, graph: Graph) -> str:
         """Queue a graph; gives its id.
@@ -143,7 +143,7 @@ class Remote:
             GraphError: ComfyUI finds it invalid.
         """
         try:
-            answer = self._json("/prompt", {"prompt": graph})
+            answer = self.read("/prompt", {"prompt": graph})
         except urllib.error.HTTPError as error:
             if error.code != 400:
                 raise ServerLost(f"{self.address}: {error}") from error
@@ -158,16 +158,23 @@ class Remote:
         Raises:
             GraphError: a node failed, or what was drawn isn't pictures of one node.
         """
+        entry = self.finished(prompt_id, stopped)
+        return None if entry is None else _pictures(entry)
+
+    def finished(self, prompt_id: str, stopped: Callable[[], bool] = lambda: False) -> dict[str, Any] | None:
+        """What ComfyUI's history says of a queued graph, once it has run; None if `stopped`, asked again and again, says so
+        before. See `raise_failed`.
+        """
         pause, asked = 0.005, 0
         while not stopped():
-            entry = self._json(f"/history/{prompt_id}").get(prompt_id)
+            entry = self.read(f"/history/{prompt_id}").get(prompt_id)
             if entry is not None:
-                return _pictures(entry)
+                return entry
             asked += 1
             if asked % 50 == 0:
-                queue = self._json("/queue")
+                queue = self.read("/queue")
                 known = {item[1] for item in (*queue["queue_running"], *queue["queue_pending"])}
-                if prompt_id not in known and prompt_id not in self._json(f"/history/{prompt_id}"):
+                if prompt_id not in known and prompt_id not in self.read(f"/history/{prompt_id}"):
                     raise ServerLost(
                         f"{self.address} no longer knows prompt {prompt_id} (restarted, or its queue was cleared)"
                     )
@@ -187,7 +194,8 @@ class Remote:
         for prompt_id in prompt_ids:
             self._request("/interrupt", {"prompt_id": prompt_id})
 
-    def _json(self, path: str, content: Any = None) -> dict[str, Any]:
+    def read(self, path: str, content: Any = None) -> Any:
+        """What it answers, as JSON, to a path and to `content` if there is any."""
         try:
             return json.loads(self._request(path, content))
         except json.JSONDecodeError:
@@ -223,12 +231,8 @@ def _refusal(answer: Mapping[str, Any], graph: Graph) -> str:
     return "ComfyUI refuses the workflow: " + "\n".join(faults)
 
 
-def _pictures(entry: Mapping[str, Any]) -> list[dict[str, str]]:
-    # What a host's policy puts into every graph (nodes/host.py) would steer the unsteered pictures too.
-    if any(key.startswith("safety-direction:") for key in entry["prompt"][2]):
-        raise GraphError(
-            "this server steers every graph (SAFETY_DIRECTION_POLICY is set there), so there would be nothing to compare with"
-        )
+def raise_failed(entry: Mapping[str, Any]) -> None:
+    """Raise GraphError where a node of a graph that has run failed, or somebody interrupted it."""
     status = entry.get("status") or {}
     if status.get("status_str") == "error":
         for kind, data in status.get("messages", ()):
@@ -238,6 +242,15 @@ def _pictures(entry: Mapping[str, Any]) -> list[dict[str, str]]:
                     f"node {data['node_id']} ({data['node_type']}) failed in ComfyUI: {data['exception_type']}: {message}"
                 )
         raise GraphError("somebody interrupted the workflow on the server")
+
+
+def _pictures(entry: Mapping[str, Any]) -> list[dict[str, str]]:
+    # What a host's policy puts into every graph (nodes/host.py) would steer the unsteered pictures too.
+    if any(key.startswith("safety-direction:") for key in entry["prompt"][2]):
+        raise GraphError(
+            "this server steers every graph (SAFETY_DIRECTION_POLICY is set there), so there would be nothing to compare with"
+        )
+    raise_failed(entry)
     shown = {key: output["images"] for key, output in entry["outputs"].items() if output.get("images")}
     if len(shown) != 1:
         where = f"nodes {', '.join(sorted(shown))} do" if shown else "none does"

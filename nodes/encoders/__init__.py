@@ -25,7 +25,7 @@ from .clip import steer_clip
 from .entry import StaleAlignment
 from .flag import Refused
 from .guard import guard_model
-from .kept import SHARED
+from .kept import SHARED, enough
 from .marks import flag_of, is_steered
 from .minilm import load_minilm
 from .picture_notes import keep_metadata
@@ -43,6 +43,7 @@ __all__ = [
     "Unsteerable",
     "align_encoder",
     "check_encoder",
+    "enough",
     "flag_of",
     "guard_model",
     "inspect_conditioning",

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 
 import pytest
 
+import directions
+from directions.__main__ import main
 from harness.server import GraphError
 from tests.comfyui.graphs import ask, graph, shown
+from tests.few import few
 
 
 def aligned_as(name, overwrite=False):
@@ -45,6 +50,36 @@ def test_names_do_not_leave_their_folder(tiny, name):
     loaded["align"] = {"class_type": "SafetyDirectionLoadAligned", "inputs": {"name": name}}
     with pytest.raises(GraphError, match="no alignment|not in list"):
         tiny.queue(loaded)
+
+
+def test_one_command_aligns_to_every_encoder_that_there_is_and_says_what_to_publish(tiny, capsys):
+    """The small encoder, which a saved workflow loads; a checkpoint that is none doesn't stop it."""
+    workflows = tiny.base / "user" / "default" / "workflows"
+    workflows.mkdir(parents=True, exist_ok=True)
+    nodes = [{"type": "SafetyDirectionSmallEncoder"}, {"type": "CLIPLoader", "widgets_values": ["absent.safetensors", "wan"]}]
+    (workflows / "mine.json").write_text(json.dumps({"nodes": nodes}))
+    broken = tiny.base / "models" / "checkpoints" / "broken.safetensors"
+    broken.parent.mkdir(exist_ok=True)
+    broken.write_bytes(b"no weights")
+    fewer = few(directions.load("smollm2-135m-instruct"), 300)
+    fewer.save(tiny.base / "models" / "safety_directions" / "fewer.safetensors")
+    command = ["align-all", "--server", tiny.url, "--direction", "fewer"]
+    try:
+        assert main(command) == 0
+        said = capsys.readouterr()
+        (file,) = (tiny.base / "models" / "safety_directions" / "aligned").glob("safetydirectionsmallencoder-fewer.*")
+        assert "broken.safetensors: node encoder (CheckpointLoaderSimple) failed" in said.out
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        assert f"{file.name}  {file.stat().st_size / 1e6:.1f} MB  sha256 {digest}" in said.out
+        assert "/300 [" in said.err  # the bar
+        written = file.stat().st_mtime_ns
+        assert main(command) == 0 and "there already" in capsys.readouterr().out
+        assert file.stat().st_mtime_ns == written
+        file.unlink()
+        assert main(command) == 0 and file.is_file()
+    finally:
+        broken.unlink()
+        (workflows / "mine.json").unlink()
 
 
 def language_model(folder: Path) -> None:
