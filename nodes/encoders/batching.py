@@ -118,8 +118,8 @@ class BatchReader:
         self, path: str, read: Callable, pad: int | None, rows: Sequence[Ids], ids: Ids
     ) -> list[tuple[Ids, tuple, int | None]]:
         """Of several prompts what a language model returns, and the length that it was read in, where that was less."""
-        if path not in self._trims and len(rows) > 1:
-            self._trims[path] = _can_trim(read, pad, [rows[0], rows[-1]])
+        if path not in self._trims and _length(rows[-1], pad) < _length(rows[0], pad):
+            self._trims[path] = _can_trim(read, pad, rows[0], rows[-1])
         if self._trims.get(path):
             parts, length = _read_trimmed(read, pad, rows)
             return [(row, part, length) for row, part in zip(rows, parts)]
@@ -150,9 +150,18 @@ def _needed(ids: Sequence[Any], pad: int | None) -> tuple[int, int]:
     return start, stop
 
 
-def _can_trim(read: Callable, pad: int | None, rows: Sequence[Ids]) -> bool:
-    """Whether a language model gives these prompts, of different lengths, the same states when they are read together
-    with little padding."""
+def _length(row: Ids, pad: int | None) -> int:
+    start, stop = _needed(row, pad)
+    return stop - start
+
+
+def _can_trim(read: Callable, pad: int | None, longest: Ids, shortest: Ids) -> bool:
+    """Whether a language model gives two prompts the same states when they are read together with little padding, and the
+    shorter one alone: the longer may be as long as all that the model takes."""
+    return _reads_trimmed(read, pad, [longest, shortest]) and _reads_trimmed(read, pad, [shortest])
+
+
+def _reads_trimmed(read: Callable, pad: int | None, rows: Sequence[Ids]) -> bool:
     try:
         trimmed, length = _read_trimmed(read, pad, rows)
     except comfy.model_management.OOM_EXCEPTION:

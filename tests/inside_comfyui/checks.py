@@ -238,6 +238,32 @@ def test_an_encoder_that_was_aligned_is_not_encoded_again(encoders, direction, m
     assert all(torch.equal(again.slots[s].vectors, first.slots[s].vectors) for s in first.slots)
 
 
+@pytest.mark.parametrize("lengths", [(90, 75, 75, 40, 12, 3), (75, 75, 60)])
+def test_an_encoder_that_wants_all_of_its_tokens_gets_them(encoders, monkeypatch, lengths):
+    """CLIP reads 77 and no fewer, which a first batch of prompts that fill them doesn't show."""
+    import comfy.sd
+    import comfy.sd1_clip
+
+    class Target:
+        clip, tokenizer, params = comfy.sd1_clip.SD1ClipModel, comfy.sd1_clip.SD1Tokenizer, {}
+
+    small = {"num_hidden_layers": 1, "hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 2}
+    clip = comfy.sd.CLIP(Target, model_options={"clip_l_model_config": small, "dtype": torch.float32})
+    draw = torch.Generator().manual_seed(0)
+    for weights in clip.cond_stage_model.parameters():
+        weights.data.copy_(torch.randn(weights.shape, generator=draw) * 0.05)
+    module = importlib.import_module(f"{encoders.__name__}.batching")
+    # Two prompts of one section are read together at a time.
+    monkeypatch.setattr(module, "TOKENS", {})
+    monkeypatch.setattr(module, "TOKENS_ELSEWHERE", 2 * 77)
+    tokens = [clip.tokenize("cat " * length) for length in lengths]
+    reader = module.BatchReader(clip, lambda _, output: {"cond": output["cond"]})
+    read = dict(reader.read(tokens))
+    for index, one in enumerate(tokens):
+        alone = clip.encode_from_tokens(one, return_dict=True)["cond"]
+        assert torch.allclose(read[index]["cond"], alone, atol=1e-4)
+
+
 def test_a_time_limit_reads_fewer_anchors_until_all_are_asked_for(encoders, direction, minilm, monkeypatch, tmp_path):
     import folder_paths
 
