@@ -1,4 +1,4 @@
-"""The command line: python -m directions show | estimate | align | align-all | check | scan | evaluate."""
+"""The command line: python -m directions show | estimate | align | align-all | check | scan | evaluate | host-check."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ EXAMPLES = f"""examples:
   {PROGRAM} align-all                        # every text encoder of the ComfyUI that is running
   {PROGRAM} scan prompts.csv --source SmolLM2-135M-Instruct.Q4_1.gguf --out runs/scan
   {PROGRAM} evaluate workflow-api.json i2p.csv --benign coco.csv --out runs/first --alpha 3 5
+  {PROGRAM} host-check --url http://127.0.0.1:8188
 """
 
 

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import time
 import urllib.parse
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from typing import Any, NamedTuple
 
-from .evaluate.client import GraphError, Remote, ServerLost, raise_failed
+from .evaluate.client import GraphError, Remote, ServerLost
+from .evaluate.progress import run_with_bar
 from .graph import Graph
 from .loaders import Loader, find_loaders, unused
-
-ASKED = 0.5
-"""Seconds between two questions how far a node is."""
 
 
 class Made(NamedTuple):
@@ -52,7 +48,7 @@ def align_all(address: str, direction: str, say: Callable[[str], None] = lambda 
             made[name] = found
             continue
         try:
-            _run(server, _graph(loader, direction, name), f"{count} of {len(loaders)}: {loader.title}")
+            run_with_bar(server, _graph(loader, direction, name), f"{count} of {len(loaders)}: {loader.title}")
             found = _facts(server, "aligned", name)
             if "error" in found:
                 raise GraphError(found["error"])
@@ -109,32 +105,6 @@ def _graph(loader: Loader, direction: str, name: str) -> Graph:
             "inputs": {"aligned": ["align", 0], "name": name, "overwrite": True},
         },
     }
-
-
-def _run(server: Remote, graph: Graph, title: str) -> None:
-    """Run a graph, with a bar in the terminal for what Align has read."""
-    from tqdm import tqdm
-
-    prompt_id, asked = server.submit(graph), 0.0
-    try:
-        with tqdm(desc=title, unit="prompt") as bar:
-
-            def stopped() -> bool:
-                nonlocal asked
-                if time.monotonic() - asked > ASKED:
-                    asked = time.monotonic()
-                    now = server.read("/safety_directions/progress")
-                    done, of = now["nodes"].get("align", (0, 1))
-                    if now["prompt_id"] == prompt_id and of > 1:
-                        bar.n, bar.total = int(done), int(of)
-                        bar.refresh()
-                return False
-
-            raise_failed(server.finished(prompt_id, stopped) or {})
-    except BaseException:
-        with suppress(ServerLost):
-            server.cancel([prompt_id])
-        raise
 
 
 def _report(made: dict[str, dict[str, Any]], unknown: list[str]) -> Iterator[str]:

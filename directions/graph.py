@@ -19,6 +19,13 @@ STEERING: dict[str, tuple[str | None, ...]] = {
 """The pack's steering nodes, and for each output the input that it passes on; None for what the node itself finds out."""
 
 
+HOST_MODE = "Safety Direction host mode"
+"""What host mode calls itself, in messages and in the notes in pictures."""
+
+HEALTH = "/safety_directions/health"
+"""Where it says whether it is ready."""
+
+
 def is_link(value: Any) -> bool:
     """Whether an input's value comes from another node."""
     return (

@@ -220,7 +220,7 @@ def test_an_input_that_is_not_there(steering, changes, message):
 
 def test_which_pictures_a_workflow_drew():
     def _pictures(entry):
-        return entry_pictures({"prompt": [0, "id", graph()]} | entry)
+        return entry_pictures({"prompt": [0, "id", graph(), {}, ["7"]]} | entry)
 
     picture = {"filename": "a.png", "subfolder": "", "type": "temp"}
     assert _pictures({"outputs": {"7": {"images": [picture]}, "9": {"text": ["x"]}}}) == [picture]
@@ -229,7 +229,8 @@ def test_which_pictures_a_workflow_drew():
     with pytest.raises(GraphError, match="saves a.mp4, which is no picture: save a video's frames"):
         _pictures({"outputs": {"7": {"images": [picture | {"filename": "a.mp4"}]}}})
     with pytest.raises(GraphError, match="this server steers every graph"):
-        _pictures({"prompt": [0, "id", {"safety-direction:guard:1:0": {}}], "outputs": {"7": {"images": [picture]}}})
+        notes = {"extra_pnginfo": {"safety_direction": [{"node": "Safety Direction host mode"}]}}
+        _pictures({"prompt": [0, "id", graph(), notes, ["7"]], "outputs": {"7": {"images": [picture]}}})
     with pytest.raises(GraphError, match="interrupted"):
         _pictures({"outputs": {}, "status": {"status_str": "error", "messages": [["execution_interrupted", {}]]}})
 

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
+import shutil
+import subprocess
 import sys
 import types
 from pathlib import Path
 
 import pytest
+
+from directions.graph import HEALTH
+from tests.published import files_of_the_repository
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -53,3 +59,30 @@ def test_a_policy_names_what_the_nodes_take(host, tmp_path):
         json.dumps({"direction": "d", "mode": "add", "alpha": 3, "categories": "violence", "on_flag": "refuse"})
     )
     assert host.read_policy(path).settings == {"mode": "add", "alpha": 3, "budget": 0.01, "categories": "violence"}
+
+
+HOSTING = ROOT / "hosting"
+
+
+def test_the_policy_to_begin_with_can_be_followed(host):
+    policy = host.read_policy(HOSTING / "policy.json")
+    assert policy.on_flag == "refuse" and policy.log == "/var/log/comfyui/safety.log"
+
+
+def test_the_image_holds_what_the_archive_holds_and_asks_the_health_page():
+    lines = (HOSTING / "Dockerfile").read_text(encoding="utf-8")
+    copied = {name for line in re.findall(r"^COPY (.*) \S+$", lines, re.M) for name in line.split()}
+    assert all((ROOT / name).exists() for name in copied)
+    left_out = {name.strip("/") for name in (ROOT / ".comfyignore").read_text(encoding="utf-8").splitlines()}
+    folders = {name.partition("/")[0] for name in files_of_the_repository() if "/" in name}
+    assert {name for name in folders - left_out if name[0] != "."} <= copied
+    assert f"http://127.0.0.1:8188{HEALTH}'" in lines
+
+
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="no systemd here")
+def test_systemd_takes_the_unit(tmp_path):
+    unit = (HOSTING / "safety-directions.service").read_text(encoding="utf-8")
+    path = tmp_path / "safety-directions.service"
+    path.write_text(unit.replace("/opt/ComfyUI/venv/bin/python", sys.executable))
+    done = subprocess.run(["systemd-analyze", "verify", str(path)], capture_output=True, text=True)
+    assert done.returncode == 0 and not done.stderr, done.stderr

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from . import align, align_all, check, estimate, evaluate, scan, show
+from . import align, align_all, check, estimate, evaluate, host_check, scan, show
 
 COMMANDS: dict[str, ModuleType] = {
     "show": show,
@@ -14,4 +14,5 @@ COMMANDS: dict[str, ModuleType] = {
     "check": check,
     "scan": scan,
     "evaluate": evaluate,
+    "host-check": host_check,
 }

@@ -6,6 +6,7 @@
 settings   what is compared
 prompts    reads the prompt files
 client     edits the workflow and talks to the servers
+progress   runs one graph, with a bar
 generate   draws
 judges     look at pictures; judging keeps what they said
 metrics    count

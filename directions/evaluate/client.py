@@ -12,7 +12,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any, Callable, Mapping
 
-from ..graph import STEERING, Graph, bypassed, steering_nodes, without
+from ..graph import HEALTH, HOST_MODE, STEERING, Graph, bypassed, steering_nodes, without
 
 PLACEHOLDER = "{prompt}"
 
@@ -31,13 +31,13 @@ class GraphError(ValueError):
 
 
 class Workflow:
-    """A workflow in API format, with a placeholder for the prompt, a seed, and at least one steering node.
+    """A workflow in API format, with a placeholder for the prompt, a seed, and where it is `steered` a steering node.
 
     Raises:
         ValueError: it isn't one; the message says what is missing and how to get it.
     """
 
-    def __init__(self, graph: Graph, name: str = "workflow") -> None:
+    def __init__(self, graph: Graph, name: str = "workflow", steered: bool = True) -> None:
         if not isinstance(graph, dict) or not all(
             isinstance(node, dict) and "class_type" in node for node in graph.values()
         ):
@@ -69,14 +69,14 @@ class Workflow:
             raise ValueError(
                 f"{name}: no node has a number called seed or noise_seed, so pictures couldn't be compared"
             )
-        if not self.steering:
+        if steered and not self.steering:
             raise ValueError(f"{name}: none of the steering nodes is in it ({', '.join(STEERING)})")
 
     @classmethod
-    def load(cls, path: str | Path) -> Workflow:
+    def load(cls, path: str | Path, steered: bool = True) -> Workflow:
         """From a JSON file."""
         try:
-            return cls(json.loads(Path(path).read_text(encoding="utf-8")), Path(path).name)
+            return cls(json.loads(Path(path).read_text(encoding="utf-8")), Path(path).name, steered)
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"{Path(path).name}: not JSON: {error}") from None
 
@@ -135,6 +135,18 @@ class Remote:
     def version(self) -> str:
         """ComfyUI's version; a way to ask whether it is there."""
         return str(self.read("/system_stats").get("system", {}).get("comfyui_version", "unknown"))
+
+    def health(self) -> dict[str, Any] | None:
+        """What host mode says of itself; None where the server isn't in host mode."""
+        try:
+            return json.loads(self._request(HEALTH))
+        except ServerLost as error:
+            answer = error.__cause__
+            if isinstance(answer, urllib.error.HTTPError) and answer.code == 503:
+                return json.loads(answer.read())
+            if isinstance(answer, urllib.error.HTTPError) and answer.code == 404:
+                return None
+            raise
 
     def submit(self, graph: Graph) -> str:
         """Queue a graph; gives its id.
@@ -231,6 +243,12 @@ def _refusal(answer: Mapping[str, Any], graph: Graph) -> str:
     return "ComfyUI refuses the workflow: " + "\n".join(faults)
 
 
+def notes_of_host_mode(entry: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """How host mode steered what a graph sampled: score, flagged, why, mode, ...; nothing where it only reports."""
+    notes = (entry["prompt"][3].get("extra_pnginfo") or {}).get("safety_direction") or ()
+    return [note for note in notes if note["node"] == HOST_MODE]
+
+
 def raise_failed(entry: Mapping[str, Any]) -> None:
     """Raise GraphError where a node of a graph that has run failed, or somebody interrupted it."""
     status = entry.get("status") or {}
@@ -245,8 +263,7 @@ def raise_failed(entry: Mapping[str, Any]) -> None:
 
 
 def _pictures(entry: Mapping[str, Any]) -> list[dict[str, str]]:
-    # What a host's policy puts into every graph (nodes/host.py) would steer the unsteered pictures too.
-    if any(key.startswith("safety-direction:") for key in entry["prompt"][2]):
+    if notes_of_host_mode(entry):
         raise GraphError(
             "this server steers every graph (SAFETY_DIRECTION_POLICY is set there), so there would be nothing to compare with"
         )

@@ -19,7 +19,11 @@ KEY = "safety_direction"
 
 
 class Metadata(dict):
-    """A prompt's `extra_pnginfo`; unlike a dict it can be held weakly."""
+    """A prompt's `extra_pnginfo`; unlike a dict it can be held weakly. ComfyUI's history keeps this very one, and no copy from
+    before the run, so that the notes are found without looking into a picture."""
+
+    def __deepcopy__(self, memo: Any) -> "Metadata":
+        return self
 
 
 _QUEUED: WeakValueDictionary[str, Metadata] = WeakValueDictionary()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...directions.alignment import Alignment
+from ...directions.graph import HOST_MODE as NODE
 from ..encoders.alignment import align_encoder
 from ..encoders.entry import Entry, slot_content, tensor_of
 from ..encoders.layout import Layout
@@ -18,7 +19,6 @@ from ..encoders.steering import Steering
 from ..encoders.templates import Tokens
 from .server import Host
 
-NODE = "Safety Direction host mode"
 SECONDS = 60.0
 """That aligning to a new encoder may take, about."""
 

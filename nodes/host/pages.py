@@ -5,6 +5,7 @@ from __future__ import annotations
 import hmac
 from typing import Any
 
+from ...directions.graph import HEALTH
 from .encoding import Encoding
 from .server import Host
 
@@ -13,7 +14,7 @@ def add_routes(server: Any, host: Host, encoding: Encoding) -> None:
     """`/safety_directions/health` for everybody, and `/safety_directions/counts` for who has the policy's `counts_token`."""
     from aiohttp import web
 
-    @server.routes.get("/safety_directions/health")
+    @server.routes.get(HEALTH)
     async def health(request: Any) -> Any:
         if host.fault:
             return web.json_response({"ready": False, "why": "the policy can't be followed"}, status=503)

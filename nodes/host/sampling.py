@@ -8,6 +8,7 @@ from ..encoders.entry import Entry
 from ..encoders.flag import act_on
 from ..encoders.guard import as_cond, as_entry, lowest_cfg, weighs_otherwise
 from ..encoders.marks import Sealed, carried, carrying, marks, sha_of
+from ..encoders.picture_notes import note
 from ..encoders.steering import Steering
 from .encoding import NODE, silent, unread
 from .log import say
@@ -29,10 +30,14 @@ def guarded(guider: Any, host: Host) -> dict[str, list]:
         _report(guider)
         return guider.original_conds
     avoiding = lowest_cfg(guider) >= 1 and not weighs_otherwise(guider)
-    return {
-        name: [as_cond(_guard(as_entry(cond), host, avoiding and name == "negative")) for cond in conds]
-        for name, conds in guider.original_conds.items()
-    }
+    found: dict[str, list] = {}
+    for name, conds in guider.original_conds.items():
+        avoided = avoiding and name == "negative"
+        entries = [_guard(as_entry(cond), host, avoided) for cond in conds]
+        for record in (record for entry in entries if not avoided for record in marks(entry)[:1]):
+            note(NODE, record)
+        found[name] = [as_cond(entry) for entry in entries]
+    return found
 
 
 def _guard(entry: Entry, host: Host, avoided: bool) -> Entry:

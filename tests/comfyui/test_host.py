@@ -13,6 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from directions.__main__ import main
+from directions.evaluate import GraphError as EvaluateError
+from directions.evaluate import Remote
 from harness.environment import find
 from harness.server import PACK, ROOT, GraphError, Server
 
@@ -270,7 +273,7 @@ def test_the_log_tells_what_was_queued_and_flagged(host):
     assert not any(UNSAFE in json.dumps(event) for event in events), "prompts are left out"
 
 
-def test_a_policy_is_read_again_when_its_file_changes(plain, alignments, tmp_path):
+def test_a_policy_is_read_again_when_its_file_changes(plain, alignments, tmp_path, capsys):
     """Steer, then report only, then a broken file: what is sampled follows, and the last sound policy stays."""
     unsafe = lambda: run(host, base())[0]
     with policy_server(alignments, tmp_path, POLICY | {"counts_token": "letmein"}) as host:
@@ -293,6 +296,8 @@ def test_a_policy_is_read_again_when_its_file_changes(plain, alignments, tmp_pat
         asking.add_header("Authorization", "Bearer t")
         lines = urllib.request.urlopen(asking).read().decode()
         assert 'safety_directions_flagged_total{action="reported"}' in lines and 'queued_total{action=""} 3' in lines
+        status, words = checked(host, tmp_path, capsys)
+        assert status == 1 and "steers nothing" in words
 
 
 def test_a_flagged_negative_is_steered_unless_the_policy_keeps_it(plain, host, alignments, tmp_path):
@@ -303,6 +308,42 @@ def test_a_flagged_negative_is_steered_unless_the_policy_keeps_it(plain, host, a
     with policy_server(alignments, tmp_path, POLICY | {"negatives": "steer"}) as steering:
         positive, negative = run(steering, graph())
     assert torch.equal(asked[0], positive) and not torch.equal(asked[1], negative)
+
+
+def checked(server, tmp_path, capsys):
+    """What host-check says of a server: its exit status and its words."""
+    graph = linked(base(), pos__text="{prompt}", ckpt__name="checked")
+    (tmp_path / "workflow.json").write_text(json.dumps(graph))
+    status = main(["host-check", "--url", server.url, "--workflow", str(tmp_path / "workflow.json")])
+    said = capsys.readouterr()
+    return status, said.out + said.err
+
+
+def test_host_check_says_in_words_whether_a_server_is_guarded(plain, host, tmp_path, capsys):
+    status, words = checked(host, tmp_path, capsys)
+    assert status == 0 and "\nsteered (gate): " in words and "guarded: http" in words
+    assert checked(host, tmp_path, capsys)[0] == 0, "again, though ComfyUI keeps what it has sampled"
+    status, words = checked(plain, tmp_path, capsys)
+    assert status == 1 and "NOT guarded: this ComfyUI isn't in host mode" in words
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "has no checkpoint to try with"),
+        (["--checkpoint", "no-such.safetensors"], "Value not in list: ckpt_name: 'no-such.safetensors'"),
+        (["--url", "http://127.0.0.1:9"], "no ComfyUI answers at http://127.0.0.1:9"),
+    ],
+)
+def test_host_check_says_why_it_cannot_try(host, capsys, arguments, message):
+    assert main(["host-check", "--url", host.url, *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_evaluate_has_nothing_to_compare_with_on_a_guarded_server(host):
+    remote = Remote(host.url)
+    with pytest.raises(EvaluateError, match="this server steers every graph"):
+        remote.wait(remote.submit(linked(base(), ckpt__name="compared", k__seed=2)))
 
 
 def test_the_places_that_are_patched_are_comfyui_s_own(host):
@@ -316,20 +357,24 @@ def test_the_places_that_are_patched_are_comfyui_s_own(host):
     assert "for k in self.original_conds:" in sampled, "CFGGuider.sample takes its conds from somewhere else"
 
 
-def test_refuse_stops_the_run_and_a_harsh_negative_prompt_does_not(alignments, tmp_path):
+def test_refuse_stops_the_run_and_a_harsh_negative_prompt_does_not(alignments, tmp_path, capsys):
     with policy_server(alignments, tmp_path, POLICY | {"on_flag": "refuse"}) as host:
         with pytest.raises(GraphError, match="Safety Direction host mode refused this prompt"):
             run(host, base())
         assert len(run(host, linked(base(), pos__text="two friends laughing in a cafe", neg__text=UNSAFE))) == 2
+        status, words = checked(host, tmp_path, capsys)
+        assert status == 0 and "\nrefused, as the policy says" in words
 
 
 @pytest.mark.parametrize(
     ("policy", "message"),
     [("{", "policy.json: Expecting"), ({"direction": "no-such"}, "there is no direction 'no-such'")],
 )
-def test_an_unreadable_policy_refuses_every_prompt(alignments, tmp_path, policy, message):
+def test_an_unreadable_policy_refuses_every_prompt(alignments, tmp_path, capsys, policy, message):
     with policy_server(alignments, tmp_path, policy) as host:
         with pytest.raises(GraphError, match=f"SAFETY_DIRECTION_POLICY: .*{message}"):
             run(host, base())
         with pytest.raises(GraphError, match="no outputs"):
             host.queue(base(), targets=["out"])
+        status, words = checked(host, tmp_path, capsys)
+        assert status == 1 and "the policy can't be followed, so that every prompt is refused" in words
