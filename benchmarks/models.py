@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any, Callable, Sequence
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -104,7 +104,7 @@ def target_states(name: str, prompts: Sequence[str]) -> list[Tensor]:
             )
     missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in known]
     if missing:
-        known |= zip(missing, _encode(name, missing))
+        known |= zip(missing, encoder(name)(missing))
         CACHE.mkdir(parents=True, exist_ok=True)
         tensors = {
             "rows": torch.cat(list(known.values())),
@@ -114,9 +114,14 @@ def target_states(name: str, prompts: Sequence[str]) -> list[Tensor]:
     return [known[prompt].float() for prompt in prompts]
 
 
-@torch.inference_mode()
-def _encode(name: str, prompts: Sequence[str]) -> list[Tensor]:
+def encoder(name: str) -> Callable[[Sequence[str]], list[Tensor]]:
+    """A target, loaded once: prompts to the last-layer states of each one's content tokens, [T_i, W] as float16."""
     model, tokenizer, start, end = TARGETS[name]()
+    return lambda prompts: _encode(name, model, tokenizer, start, end, prompts)
+
+
+@torch.inference_mode()
+def _encode(name: str, model: Any, tokenizer: Any, start: int, end: int | None, prompts: Sequence[str]) -> list[Tensor]:
     ids = [
         [start, *tokenizer(p, add_special_tokens=False, truncation=True, max_length=400)["input_ids"]] for p in prompts
     ]

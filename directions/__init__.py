@@ -12,15 +12,18 @@ from .direction import Direction, available, load
 from .estimate import estimate
 from .files import DirectionFormatError
 from .steer import SteeringSettings
+from .words import UnclearWords, from_words
 
 __all__ = [
     "Alignment",
     "Direction",
     "DirectionFormatError",
     "SteeringSettings",
+    "UnclearWords",
     "align",
     "available",
     "estimate",
+    "from_words",
     "load",
     "load_aligned",
 ]

@@ -4,7 +4,7 @@ bank.py do the work."""
 from __future__ import annotations
 
 import itertools
-from typing import Mapping, Sequence
+from typing import Any, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -97,22 +97,50 @@ def align_slot(
     else:
         vectors = _separate(steps * target_standard.spread, target).float()
         tokens = [tokens[i] for i in rows]
+    return assembled(
+        names,
+        languages,
+        reading,
+        vectors,
+        tokens,
+        anchors.everyday,
+        fit,
+        {"name": direction.name, "source": direction.source.get("model", ""), "sha256": direction.fingerprint},
+    )
+
+
+def assembled(
+    names: Sequence[str],
+    languages: Sequence[str],
+    reading: Reading,
+    vectors: Tensor,
+    tokens: Sequence[Tensor],
+    everyday: Tensor,
+    fit: Mapping[str, Any],
+    direction: Mapping[str, Any],
+    landing: Tensor | None = None,
+) -> SlotAlignment:
+    """A slot's alignment from what was fitted to it.
+
+    Args:
+        vectors: [K, W].
+        tokens: harmless token states, a list of [T_i, W].
+        everyday: bool [N], which of the harmless prompts a budget speaks of.
+        landing: token states to land on, [M, W]; None lands on those of `tokens` that score below average.
+    """
     found = {name: getattr(reading, name) for name in reading._fields if name != "separation"}
-    bank = _bank(tokens, reading.center, reading.readers[0]).clamp(-HALF, HALF).half().unique(dim=0)
+    states = _bank(tokens, reading.center, reading.readers[0]) if landing is None else landing
+    bank = states.clamp(-HALF, HALF).half().unique(dim=0)
     return SlotAlignment(
-        names=names,
-        languages=languages,
+        names=tuple(names),
+        languages=tuple(languages),
         vectors=vectors,
         token_levels=_token_levels(tokens, vectors, reading.center),
         bank=bank,
         bank_spacing=spacing_of(bank),
-        anchor_everyday=anchors.everyday.float(),
-        fit=fit | {"languages": dict(zip(languages, reading.separation))},
-        direction={
-            "name": direction.name,
-            "source": direction.source.get("model", ""),
-            "sha256": direction.fingerprint,
-        },
+        anchor_everyday=everyday.float(),
+        fit={**fit, "languages": dict(zip(languages, reading.separation))},
+        direction=direction,
         **found,
     )
 

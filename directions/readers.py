@@ -58,6 +58,7 @@ class Anchors(NamedTuple):
         everyday: bool [benign], those that aren't near the line: a budget speaks of these.
         group: [N], the same number for a prompt and its translations, so that none scores with what was learned of another.
         language: [N], which of `languages`.
+        mentions: whether the anchors after the harmless ones are mentions; else they are of what is to be found.
     """
 
     tokens: Sequence[Tensor]
@@ -68,6 +69,7 @@ class Anchors(NamedTuple):
     group: Tensor
     language: Tensor
     languages: int
+    mentions: bool = True
 
 
 class Reading(NamedTuple):
@@ -177,7 +179,7 @@ def _fit_mention_reader(anchors: Anchors, pooled: Tensor, fold: Tensor, dtype: t
     is_mention = (torch.arange(count) >= benign).to(dtype)
     weights = torch.where(is_mention > 0, count / max(count - benign, 1), count / benign).to(dtype) / 2
     fitted = _regress(pooled, is_mention.unsqueeze(1), weights, fold, PROMPT_PENALTY, dtype, benign)
-    if count - benign >= FEWEST:
+    if anchors.mentions and count - benign >= FEWEST:
         return fitted
     return fitted._replace(readers=0 * fitted.readers, by_fold=0 * fitted.by_fold)
 
