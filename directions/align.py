@@ -13,6 +13,7 @@ from .alignment import STATES, Alignment
 from .bank import spacing_of
 from .direction import Direction
 from .direction_format import GLOBAL
+from .eight_bits import eight_bits_or_half
 from .languages import names_of
 from .maps import METHODS, Standard, fit_map
 from .readers import Anchors, Reading, fit_readers, precision, source_scores
@@ -130,7 +131,7 @@ def assembled(
     """
     found = {name: getattr(reading, name) for name in reading._fields if name != "separation"}
     states = _bank(tokens, reading.center, reading.readers[0]) if landing is None else landing
-    bank = states.clamp(-HALF, HALF).half().unique(dim=0)
+    bank = eight_bits_or_half(states.clamp(-HALF, HALF)).unique(dim=0)
     return SlotAlignment(
         names=tuple(names),
         languages=tuple(languages),

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from . import files
-from .alignment_format import by_slot, encoder_fault
+from .alignment_format import EDGES, by_slot, encoder_fault
 from .direction_format import GLOBAL
+from .eight_bits import packed, unpacked
 from .languages import unread
 from .place import Place
 from .slot import SlotAlignment, pack, packed_fault, unpack
@@ -216,7 +217,7 @@ class Alignment:
             if slot.padding is not None:
                 own["padding"] = slot.padding.float()
             if slot.special_tokens is not None:
-                own |= {"edge_prompts": slot.special_tokens.prompts, "edge_states": slot.special_tokens.states}
+                own |= packed(EDGES[0], slot.special_tokens.prompts) | packed(EDGES[1], slot.special_tokens.states)
                 facts["edge_roles"] = list(slot.special_tokens.roles)
             tensors |= {f"{name}.{part}": tensor for part, tensor in own.items()}
             metadata[name] = facts
@@ -267,6 +268,7 @@ def load_states(path: str | Path) -> Tensor:
 def _unpack_slot(own: dict[str, Tensor], facts: Mapping[str, Any], file: str) -> SlotAlignment:
     probe, padding, special = own.pop("probe", None), own.pop("padding", None), None
     if "edge_roles" in facts:
-        special = SpecialTokenBank(own.pop("edge_prompts"), own.pop("edge_states"), tuple(facts["edge_roles"]))
+        prompts, states = (unpacked(own, name, file) for name in EDGES)
+        special = SpecialTokenBank(prompts, states, tuple(facts["edge_roles"]))
     place = Place.unpack(facts["place"]) if "place" in facts else None
     return replace(unpack(own, facts, file), place=place, probe=probe, padding=padding, special_tokens=special)

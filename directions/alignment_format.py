@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import Any, Mapping
 
+from .eight_bits import bytes_fault, grid_of
 from .place import is_packed_place
 from .slot import packed_fault
 from .special_tokens import MAX_ROLES
+
+EDGES = ("edge_prompts", "edge_states")
+"""Harmless prompts' mean states, and those of their special tokens."""
 
 
 def by_slot(entries: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -44,7 +48,7 @@ def _slot_fault(slot: str, own: dict[str, tuple], facts: Mapping[str, Any]) -> s
     where = f"slot {slot[:40]!r}"
     own = dict(own)
     probe, padding = own.pop("probe", None), own.pop("padding", None)
-    prompts, states = own.pop("edge_prompts", None), own.pop("edge_states", None)
+    edges = {name: own.pop(name) for name in sorted(own) if name.startswith("edge_")}
     fault = packed_fault(own, facts)
     if fault:
         return f"{where}: {fault}"
@@ -55,20 +59,23 @@ def _slot_fault(slot: str, own: dict[str, tuple], facts: Mapping[str, Any]) -> s
         return f"{where}: the probe is {probe}, not F32 {[width]}"
     if padding is not None and tuple(padding) != ("F32", (width + 1,)):
         return f"{where}: the padding reader is {padding}, not F32 {[width + 1]}"
-    if not _is_special_token_bank(prompts, states, facts.get("edge_roles"), width):
-        found = f"{prompts} and {states} with roles {str(facts.get('edge_roles'))[:80]}"
-        return f"{where}: the edge states {found} are not F16 [M, {width}] and [M, roles, {width}]"
+    if (edges or "edge_roles" in facts) and (fault := _edges_fault(edges, facts.get("edge_roles"), width)):
+        return f"{where}: {fault}"
     if "place" in facts and not is_packed_place(facts["place"], slot, width):
         return f"{where}: the metadata's place is not what one is made of"
     return None
 
 
-def _is_special_token_bank(prompts: tuple | None, states: tuple | None, roles: Any, width: int) -> bool:
-    if prompts is None or states is None or roles is None:
-        return (prompts, states, roles) == (None, None, None)
+def _edges_fault(edges: Mapping[str, tuple], roles: Any, width: int) -> str | None:
+    """What is wrong with a bank of special tokens, or None."""
+    if set(edges) - {grid_of(name) for name in EDGES} != set(EDGES):
+        return f"the edge states are {str(sorted(edges))[:400]}, and there should be {' and '.join(EDGES)}"
     if not isinstance(roles, list) or not roles or len(set(map(str, roles))) < len(roles):
-        return False
+        return f"the edge states' roles are {str(roles)[:80]}, not a list of distinct numbers"
     if not all(type(role) is int and abs(role) <= MAX_ROLES for role in roles):
-        return False
-    rows = prompts[1][0] if prompts[1] else 0
-    return rows > 0 and prompts == ("F16", (rows, width)) and states == ("F16", (rows, len(roles), width))
+        return f"the edge states' roles {str(roles)[:80]} are not numbers of at most {MAX_ROLES}"
+    prompts, states = (tuple(edges[name][1]) for name in EDGES)
+    rows = prompts[0]
+    if (prompts, states) != ((rows, width), (rows, len(roles), width)):
+        return f"the edge states have shapes {list(prompts)} and {list(states)}, not [M, {width}] and [M, {len(roles)}, {width}]"
+    return next((fault for name in EDGES if (fault := bytes_fault(edges, name))), None)

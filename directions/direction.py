@@ -158,7 +158,7 @@ class Direction:
         prompts = [self.anchor_prompts[i] for i in own.tolist()]
         tensors = {f"direction.{name}": vector.float() for name, vector in self.vectors.items()}
         tensors |= {f"reader.{name}": reader.float() for name, reader in self.readers.items()}
-        tensors |= packed(self.anchor_states[own].half())
+        tensors |= packed("anchors.states", self.anchor_states[own])
         if len(self.token_scores):
             whole = len(self.token_counts) == len(self.anchor_prompts)
             counts = (self.token_counts[own] if whole else self.token_counts).float()
@@ -222,7 +222,7 @@ def read_direction(path: str | Path) -> Direction:
         [*range(own), *(index for _, index, _ in translations)] if translations else [], dtype=torch.long
     )
     of_prompts = tensors.get("anchors.prompt_scores", torch.empty(0))
-    states = unpacked(tensors, path.name)
+    states = unpacked(tensors, "anchors.states", path.name)
     return Direction(
         vectors=named["direction."],
         readers=named["reader."],

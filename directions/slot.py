@@ -12,6 +12,7 @@ from torch import Tensor
 
 from . import files
 from .direction_format import GLOBAL, LONGEST, SHORTEST, is_language, is_name
+from .eight_bits import bytes_fault, grid_of, packed, unpacked
 from .languages import Languages
 from .place import Place
 from .scores import KNOTS, LengthModel, ReadingMoments, Readings, global_plus_highest, prompt_scores
@@ -223,15 +224,14 @@ _SHAPES = {
 
 def pack(slot: SlotAlignment) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and metadata of a slot, as a file has them; without what ties it to an encoder."""
-    tensors = {name: getattr(slot, name) for name in _SHAPES}
-    tensors["bank"] = slot.bank.half()
+    tensors = {name: getattr(slot, name) for name in _SHAPES if name != "bank"} | packed("bank", slot.bank)
     lists = {"names": list(slot.names), "languages": list(slot.languages)}
     return tensors, {**lists, "fit": dict(slot.fit), "direction": dict(slot.direction)}
 
 
 def packed_fault(entries: Mapping[str, tuple], metadata: Mapping[str, Any]) -> str | None:
     """What is wrong with one packed slot, or None."""
-    if set(entries) != set(_SHAPES):
+    if set(entries) - {grid_of("bank")} != set(_SHAPES):
         odd = str(sorted(set(entries) ^ set(_SHAPES))[:5])[:400]
         return f"tensors {odd} are missing or unknown: another version may have made it, so align again"
     names = metadata.get("names")
@@ -254,9 +254,9 @@ def packed_fault(entries: Mapping[str, tuple], metadata: Mapping[str, Any]) -> s
         shape = entries[name][1]
         if len(shape) != len(letters) or any(sizes.get(letter, n) != n for letter, n in zip(letters, shape)):
             return f"{name} has shape {list(shape)}, not [{', '.join(letters)}] with {sizes}"
-        if entries[name][0] != ("F16" if name == "bank" else "F32"):
+        if name != "bank" and entries[name][0] != "F32":
             return f"{name} has dtype {entries[name][0]}"
-    return None
+    return bytes_fault(entries, "bank")
 
 
 def unpack(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], file: str) -> SlotAlignment:
@@ -265,7 +265,7 @@ def unpack(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], file: str
     Raises:
         DirectionFormatError: numbers in `file` that would divide by zero or overflow.
     """
-    named: dict[str, Any] = {name: tensors[name] for name in _SHAPES}
+    named: dict[str, Any] = {name: tensors[name] for name in _SHAPES} | {"bank": unpacked(tensors, "bank", file)}
     spreads = (
         named["reading_moments"][..., 1],
         named["score_moments"][:, 1],

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .bank import nearest, spacing_of
+from .eight_bits import eight_bits_or_half
 
 REST = 0
 
@@ -55,7 +56,8 @@ class SpecialTokenBank:
             else prompts.new_zeros(len(prompts), 0, prompts.shape[1])
         )
         limit = torch.finfo(torch.float16).max
-        return cls(prompts.clamp(-limit, limit).half(), states.clamp(-limit, limit).half(), varying)
+        means, states = (eight_bits_or_half(own.clamp(-limit, limit)) for own in (prompts, states))
+        return cls(means, states, varying)
 
     @cached_property
     def spacing(self) -> Tensor:

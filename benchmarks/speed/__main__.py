@@ -22,6 +22,7 @@ SECTIONS = {
     "steer": ("steering:measure", "Apply Safety Direction against one CLIP-L encode"),
     "align": ("aligning:measure", "reading the anchors, against the encoder's own passes"),
     "again": ("aligning:again", "aligning the same encoder a second time"),
+    "size": ("size:measure", "how large a file an alignment is"),
     "solve": ("solving:measure", "the maps at 4096 x 4096"),
     "memory": ("memory:measure", "peak memory of fitting a slot at width 4096, by anchors"),
     "wide": ("wide:measure", "the same of stacks of layers, up to 53,248 wide"),

@@ -28,7 +28,8 @@ def measure() -> Iterator[Row]:
             tasks = {
                 "one by one": lambda: [clip.encode_from_tokens(entry, return_dict=True) for entry in tokens],
                 "floor": lambda: _best_batches(
-                    getattr(clip.cond_stage_model, model), [next(iter(entry.values()))[0] for entry in tokens]
+                    getattr(clip.cond_stage_model, model),
+                    [part for entry in tokens for part in next(iter(entry.values()))],
                 ),
                 "ours": lambda: nodes.alignment._anchor_states(clip, some, layout, range(len(some))),
             }

@@ -46,6 +46,7 @@ class BatchReader:
         self._able = True
         self._ahead: dict[str, dict[Ids, None]] = {}  # by stream, in order
         self._kept: dict[tuple[str, Ids], tuple[tuple, Ids, int | None]] = {}
+        self._alone: dict[tuple[str, Ids], tuple] | None = None  # while they are asked, what they return for one prompt
         self._trims: dict[str, bool] = {}  # by language model
         self._pads: set[int] = set()
         self._each = 0.0  # bytes that the language models return for a token
@@ -57,16 +58,24 @@ class BatchReader:
                 self.clip.patcher.add_object_patch(path, partial(self._encode, path, read, pad))
 
     def read(self, tokens: Sequence[Tokens]) -> Iterator[tuple[int, dict[str, Tensor]]]:
-        """Each prompt's index and content, longest first."""
+        """Each prompt's index and content: first those that the encoder is asked with how it reads, then the longest first."""
         order = sorted(range(len(tokens)), key=lambda i: self._length(tokens[i]), reverse=True)
-        first = encode(self.clip, tokens[order[0]])
-        size = sum(value.nbytes for value in slots(first).values())
+        # One in the middle and the shortest: the longest one may be as long as all others together.
+        asked = list(dict.fromkeys([order[(len(order) - 1) // 2], order[-1]]))
+        self._alone = {}
+        outputs = [encode(self.clip, tokens[i]) for i in asked]
+        alone = [self.content(tokens[i], output) for i, output in zip(asked, outputs)]
+        size = sum(value.nbytes for value in slots(outputs[0]).values()) / self._length(tokens[asked[0]], False)
         limit = TOKENS.get(self.clip.patcher.load_device.type, TOKENS_ELSEWHERE)
-        self._able = self._agrees([tokens[order[0]], tokens[order[-1]]])
+        together = list(self._together([tokens[i] for i in asked]))
+        self._able, self._alone = all(map(_close, together, alone)), None
+        yield from zip(asked, alone)
+        order = [i for i in order if i not in asked]
         while order:
             comfy.model_management.throw_exception_if_processing_interrupted()
             length = self._length(tokens[order[0]], all(self._trims.values()))
-            count = max(1, min(limit // length, ROOM // max(size, int(self._each * length))))
+            each = max(size * self._length(tokens[order[0]], False), self._each * length)
+            count = max(1, min(limit // length, int(ROOM // max(each, 1))))
             batch, order = order[:count], order[count:]
             yield from zip(batch, self._together([tokens[i] for i in batch]))
 
@@ -75,10 +84,6 @@ class BatchReader:
         rows = [tuple(token[0] for section in sections for token in section) for sections in streams(tokens).values()]
         spans = (_needed(ids, next((pad for pad in self._pads if pad in ids), None)) for ids in rows)
         return max(1, *(stop - start for start, stop in spans)) if trimmed else max(1, *map(len, rows))
-
-    def _agrees(self, tokens: Sequence[Tokens]) -> bool:
-        together = list(self._together(tokens))
-        return all(_close(rows, self.content(entry, encode(self.clip, entry))) for entry, rows in zip(tokens, together))
 
     def _together(self, batch: Sequence[Tokens]) -> Iterator[dict[str, Tensor]]:
         for tokens in batch if self._able else ():
@@ -100,11 +105,15 @@ class BatchReader:
         if ids is None or not self._ahead:
             output = read(sections)
             self._each = max(self._each, _nbytes(output) / max(1, sum(map(len, sections))))
+            if ids is not None and self._alone is not None:
+                self._alone[path, ids] = output
             return output
         if (path, ids) not in self._kept:
             rows = next((list(rows) for rows in self._ahead.values() if ids in rows), [])
             try:
-                self._kept |= {(path, row): (own, row, to) for row, own, to in self._read_ahead(path, read, pad, rows, ids)}
+                self._kept |= {
+                    (path, row): (own, row, to) for row, own, to in self._read_ahead(path, read, pad, rows, ids)
+                }
             except comfy.model_management.OOM_EXCEPTION:
                 comfy.model_management.soft_empty_cache()
                 self._able = False
@@ -118,10 +127,13 @@ class BatchReader:
         self, path: str, read: Callable, pad: int | None, rows: Sequence[Ids], ids: Ids
     ) -> list[tuple[Ids, tuple, int | None]]:
         """Of several prompts what a language model returns, and the length that it was read in, where that was less."""
-        if path not in self._trims and _length(rows[-1], pad) < _length(rows[0], pad):
-            self._trims[path] = _can_trim(read, pad, rows[0], rows[-1])
-        if self._trims.get(path):
+        alone = lambda row: (self._alone or {}).get((path, row)) or read([list(row)])
+        if path not in self._trims and len(rows) > 1 and _length(rows[-1], pad) < _length(rows[0], pad):
+            parts, length = _if_alike(read, pad, rows, alone)
+            self._trims[path] = bool(parts)
+        elif self._trims.get(path):
             parts, length = _read_trimmed(read, pad, rows)
+        if self._trims.get(path):
             return [(row, part, length) for row, part in zip(rows, parts)]
         rows = [row for row in rows if len(row) == len(ids)]
         parts = _split(read([list(row) for row in rows]), len(rows)) if len(rows) > 1 else []
@@ -155,22 +167,21 @@ def _length(row: Ids, pad: int | None) -> int:
     return stop - start
 
 
-def _can_trim(read: Callable, pad: int | None, longest: Ids, shortest: Ids) -> bool:
-    """Whether a language model gives two prompts the same states when they are read together with little padding, and the
-    shorter one alone: the longer may be as long as all that the model takes."""
-    return _reads_trimmed(read, pad, [longest, shortest]) and _reads_trimmed(read, pad, [shortest])
-
-
-def _reads_trimmed(read: Callable, pad: int | None, rows: Sequence[Ids]) -> bool:
+def _if_alike(
+    read: Callable, pad: int | None, rows: Sequence[Ids], alone: Callable[[Ids], tuple]
+) -> tuple[list[tuple], int]:
+    """`_read_trimmed`, or nothing where a language model doesn't give these prompts, of different lengths, the same states then,
+    or the shortest by itself: the longest may be as long as all that it takes (CLIP wants all of its 77 tokens)."""
     try:
-        trimmed, length = _read_trimmed(read, pad, rows)
+        parts, length = _read_trimmed(read, pad, rows)
+        (short,), own = _read_trimmed(read, pad, rows[-1:])
     except comfy.model_management.OOM_EXCEPTION:
         raise
-    except (RuntimeError, ValueError, IndexError):  # a length that it can't read: CLIP wants all of its 77 tokens
-        return False
-    return bool(trimmed) and all(
-        _alike(_restored(part, row, pad, length), read([list(row)]), _needed(row, pad)) for row, part in zip(rows, trimmed)
-    )
+    except (RuntimeError, ValueError, IndexError):
+        return [], 0
+    tried = [(rows[0], parts[0], length), (rows[-1], parts[-1], length), (rows[-1], short, own)]
+    alike = (_alike(_restored(part, row, pad, taken), alone(row), _needed(row, pad)) for row, part, taken in tried)
+    return (parts, length) if all(alike) else ([], 0)
 
 
 def _read_trimmed(read: Callable, pad: int | None, rows: Sequence[Ids]) -> tuple[list[tuple], int]:

@@ -188,6 +188,25 @@ def test_anchors_read_in_batches_have_the_states_that_they_have_alone(encoders, 
         assert set(own) == {1, -1} and torch.allclose(torch.stack([own[1], own[-1]]), alone[[0, -1]], atol=1e-4), prompt
 
 
+def test_each_language_model_reads_each_prompt_once(encoders, monkeypatch):
+    """FLUX's two, but for two, which it is asked with: alone, together, and the shorter with little padding."""
+    from tests.comfyui.kinds import FAMILIES, build
+
+    def counting(name, forward):
+        return lambda rows: (read.setdefault(name, []).append(len(rows)), forward(rows))[1]
+
+    clip, read = build(FAMILIES["FLUX"], "float32"), {}
+    prompts = [" ".join(["a red fox on a road"] * (1 + i % 4)) + f" number {i}" for i in range(30)]
+    layout = encoders.layout.Layout.discover(clip)
+    for name in ("clip_l", "t5xxl"):
+        model = getattr(clip.cond_stage_model, name)
+        monkeypatch.setattr(model, "forward", counting(name, model.forward))
+    states, _ = encoders.alignment._anchor_states(clip, prompts, layout, range(len(prompts)))
+    counts = {name: sum(rows) for name, rows in read.items()}
+    assert len(counts) == 2 and all(30 <= count <= 30 + 5 for count in counts.values()), read
+    assert all(len(rows) for own in states.values() for rows in own)
+
+
 def test_both_states_of_each_token_are_found(encoders, minilm):
     """As CLIPNegPip gives them: a key and a value for each."""
     twice, inner = minilm.clone(), minilm.cond_stage_model.encode_token_weights
