@@ -11,6 +11,7 @@ from .alignment import Alignment, load_aligned
 from .direction import Direction, available, load
 from .estimate import estimate
 from .files import DirectionFormatError
+from .joining import joined
 from .steer import SteeringSettings
 from .words import UnclearWords, from_words
 
@@ -24,6 +25,7 @@ __all__ = [
     "available",
     "estimate",
     "from_words",
+    "joined",
     "load",
     "load_aligned",
 ]

@@ -16,7 +16,8 @@ from .direction_format import GLOBAL
 from .eight_bits import packed, unpacked
 from .languages import unread
 from .place import Place
-from .slot import SlotAlignment, pack, packed_fault, unpack
+from .slot import SlotAlignment
+from .slot_format import pack, packed_fault, unpack
 from .special_tokens import SpecialTokenBank
 from .steer import SteeringSettings, steer
 from .verdict import Calibrations, Verdict

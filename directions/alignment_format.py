@@ -6,7 +6,7 @@ from typing import Any, Mapping
 
 from .eight_bits import bytes_fault, grid_of
 from .place import is_packed_place
-from .slot import packed_fault
+from .slot_format import packed_fault
 from .special_tokens import MAX_ROLES
 
 EDGES = ("edge_prompts", "edge_states")

@@ -15,7 +15,7 @@ each standardised by harmless prompts. Compared with other forms in docs/log.md 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, Sequence
 
 import torch
 from torch import Tensor
@@ -94,6 +94,15 @@ def global_plus_highest(readings: Tensor) -> Tensor:
     return readings[..., 0] + readings[..., 1:].amax(-1) if readings.shape[-1] > 1 else readings[..., 0]
 
 
+def headed(scores: Tensor, heads: Sequence[int] = (0,)) -> Tensor:
+    """Scores [..., K] with what `global_plus_highest` says in the place of each head; a head's categories stand behind it."""
+    out = []
+    for start, stop in zip(heads, (*heads[1:], scores.shape[-1])):
+        own = scores[..., start:stop]
+        out += [global_plus_highest(own).unsqueeze(-1), own[..., 1:]]
+    return torch.cat(out, -1)
+
+
 def local_means(readings: Tensor) -> Tensor:
     """Each token's mean over the tokens within NEAR of it: [..., n, K] -> [..., n, K]."""
     n = readings.shape[-2]
@@ -143,18 +152,18 @@ def summed(some: Parts, moments: ReadingMoments) -> Tensor:
     return (words + both) / 2 + standardised(some.pooled, moments.pooled)
 
 
-def prompt_scores(readings: Readings, moments: ReadingMoments, scale: Tensor) -> Tensor:
+def prompt_scores(readings: Readings, moments: ReadingMoments, scale: Tensor, heads: Sequence[int] = (0,)) -> Tensor:
     """Prompts' scores for each name, their length not yet taken into account; the first is `global` plus the highest category.
 
     Args:
         readings: of prompts of one length n > 0.
         scale: as in `together`.
+        heads: the columns of the directions' own `global`, where several were joined.
 
     Returns:
         [..., K]
     """
-    scores = together(parts(readings, moments), moments, scale)
-    scores = torch.cat([global_plus_highest(scores).unsqueeze(-1), scores[..., 1:]], -1)
+    scores = headed(together(parts(readings, moments), moments, scale), heads)
     if scores.shape[-2] == 1:
         return scores[..., 0, :]
     return torch.maximum(scores[..., 0, :], scores[..., 1:, :].amax(-2) - WINDOW_MARGIN)

@@ -5,17 +5,15 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from dataclasses import dataclass
-from typing import Any, Mapping, Sequence
+from typing import Any, Mapping, NamedTuple, Sequence
 
 import torch
 from torch import Tensor
 
-from . import files
-from .direction_format import GLOBAL, LONGEST, SHORTEST, is_language, is_name
-from .eight_bits import bytes_fault, grid_of, packed, unpacked
+from .direction_format import GLOBAL
 from .languages import Languages
 from .place import Place
-from .scores import KNOTS, LengthModel, ReadingMoments, Readings, global_plus_highest, prompt_scores
+from .scores import LengthModel, ReadingMoments, Readings, global_plus_highest, prompt_scores
 from .special_tokens import SpecialTokenBank
 
 QUANTILES = torch.cat([torch.linspace(0, 0.1, 101), torch.linspace(0.11, 0.89, 79), torch.linspace(0.9, 1, 101)])
@@ -24,8 +22,17 @@ QUANTILES = torch.cat([torch.linspace(0, 0.1, 101), torch.linspace(0.11, 0.89, 7
 _QUANTILES = QUANTILES.tolist()
 
 
-STEEPEST = 100.0
-"""Coefficients of a length model beyond it overflow."""
+class Added(NamedTuple):
+    """A direction that was joined to another.
+
+    Attributes:
+        start: its first column, which is to it what `global` is to the first.
+        mean, spread: moments of its tokens' readings; `SlotAlignment.token_moments` of the first.
+    """
+
+    start: int
+    mean: float
+    spread: float
 
 
 @dataclass(frozen=True)
@@ -58,6 +65,7 @@ class SlotAlignment:
         probe: [W], the encoder's mean state on PROBE_PROMPT, by which it is known again.
         padding: [W + 1], a linear reader that is positive on content, where `place` is unmasked.
         special_tokens: states of benign prompts' special tokens, where these depend on the prompt.
+        added: directions whose columns stand behind those of the first; see `joining`.
     """
 
     names: tuple[str, ...]
@@ -85,6 +93,13 @@ class SlotAlignment:
     probe: Tensor | None = None
     padding: Tensor | None = None
     special_tokens: SpecialTokenBank | None = None
+    added: tuple[Added, ...] = ()
+
+    @property
+    def heads(self) -> dict[str, tuple[int, Tensor]]:
+        """What each direction's own `global` is called, its column, and the moments of its tokens' readings, [2]."""
+        own = {self.names[one.start]: (one.start, torch.tensor([one.mean, one.spread])) for one in self.added}
+        return {GLOBAL: (0, self.token_moments), **own}
 
     @property
     def width(self) -> int:
@@ -102,10 +117,10 @@ class SlotAlignment:
         return self.names.index(name)
 
     def chosen(self, categories: Sequence[str] | None) -> tuple[str, ...]:
-        """The names that `categories` asks for; None or none is the global direction."""
+        """The names that `categories` asks for; None or none is the global direction, and every one that was joined to it."""
         if isinstance(categories, str):
             raise ValueError(f"categories is a list of names, not the text {categories!r}")
-        names = tuple(dict.fromkeys(categories)) if categories else (GLOBAL,)
+        names = tuple(dict.fromkeys(categories)) if categories else tuple(self.heads)
         for name in names:
             self.index(name)
         return names
@@ -116,12 +131,17 @@ class SlotAlignment:
         Without a category (or for `global`) the global reading and the highest category's are added, as for a prompt.
         """
         self.check(states)
-        name = category or GLOBAL
-        readers = self.readers if name == GLOBAL else self.readers[self.index(name)].unsqueeze(0)
-        readings = (states.float() - self.center.to(states.device)) @ readers.to(states.device).T
-        if name != GLOBAL:
+        name, heads = category or GLOBAL, self.heads
+        start = self.index(name)
+        stop = (
+            next((other for other, _ in heads.values() if other > start), len(self.names))
+            if name in heads
+            else start + 1
+        )
+        readings = (states.float() - self.center.to(states.device)) @ self.readers[start:stop].to(states.device).T
+        if name not in heads:
             return readings[..., 0]
-        mean, spread = self.token_moments.to(readings)
+        mean, spread = heads[name][1].to(readings)
         return (global_plus_highest(readings) - mean) / spread
 
     def prompt_scores(self, states: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -136,7 +156,10 @@ class SlotAlignment:
         readers = (self.readers, self.prompt_readers, self.mention_reader.unsqueeze(0), self.language_readers)
         readings = (states.float() - self.center.to(states.device)) @ torch.cat(readers).to(states.device).T
         shape = content.shape[:-1]
-        readings, own = readings.reshape(shape.numel(), *readings.shape[-2:]), content.reshape(shape.numel(), content.shape[-1])
+        readings, own = (
+            readings.reshape(shape.numel(), *readings.shape[-2:]),
+            content.reshape(shape.numel(), content.shape[-1]),
+        )
         counts = own.sum(-1)
         scores = readings.new_zeros(len(own), len(self.names))
         for n in counts.unique().tolist():
@@ -149,7 +172,10 @@ class SlotAlignment:
         """Of prompts of one length, [m, n, K + K + 1 + L] -> [m, K]."""
         token, prompt, mention, of_language = readings.split([*[len(self.names)] * 2, 1, len(self.languages)], -1)
         moments = ReadingMoments(*self.reading_moments.to(readings))
-        scores = prompt_scores(Readings(token, prompt, mention[..., 0]), moments, self.score_moments.to(readings))
+        heads = (0, *(one.start for one in self.added))
+        scores = prompt_scores(
+            Readings(token, prompt, mention[..., 0]), moments, self.score_moments.to(readings), heads
+        )
         count = torch.full((len(scores),), readings.shape[1], device=scores.device)
         scores = LengthModel(*self.length_model.to(scores))(scores, count)
         return Languages(self.language_readers, self.language_bias, self.language_moments)(scores, of_language.mean(1))
@@ -198,87 +224,3 @@ def interpolated(levels: Tensor, share: float) -> float:
     low, high = _QUANTILES[position - 1 : position + 1]
     below, above = levels[position - 1 : position + 1].tolist()
     return below + (above - below) * min(max((share - low) / (high - low), 0.0), 1.0)
-
-
-_SHAPES = {
-    "vectors": "KW",
-    "readers": "KW",
-    "prompt_readers": "KW",
-    "mention_reader": "W",
-    "center": "W",
-    "token_moments": "2",
-    "reading_moments": "6K2",
-    "score_moments": "K2",
-    "length_model": "2KJ",
-    "language_readers": "LW",
-    "language_bias": "L",
-    "language_moments": "LK2",
-    "anchor_scores": "NK",
-    "anchor_everyday": "N",
-    "token_levels": "KQ",
-    "bank": "MW",
-    "bank_spacing": "M",
-}
-"""The tensors of a file; K names, J knots, Q quantiles, N anchors, L languages, M states of the bank."""
-
-
-def pack(slot: SlotAlignment) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and metadata of a slot, as a file has them; without what ties it to an encoder."""
-    tensors = {name: getattr(slot, name) for name in _SHAPES if name != "bank"} | packed("bank", slot.bank)
-    lists = {"names": list(slot.names), "languages": list(slot.languages)}
-    return tensors, {**lists, "fit": dict(slot.fit), "direction": dict(slot.direction)}
-
-
-def packed_fault(entries: Mapping[str, tuple], metadata: Mapping[str, Any]) -> str | None:
-    """What is wrong with one packed slot, or None."""
-    if set(entries) - {grid_of("bank")} != set(_SHAPES):
-        odd = str(sorted(set(entries) ^ set(_SHAPES))[:5])[:400]
-        return f"tensors {odd} are missing or unknown: another version may have made it, so align again"
-    names = metadata.get("names")
-    if (
-        not isinstance(names, list)
-        or not names
-        or names[0] != GLOBAL
-        or not all(map(is_name, names))
-        or len(set(names)) != len(names)
-    ):
-        return "the metadata's names are not `global` and distinct short names"
-    languages = metadata.get("languages")
-    if not isinstance(languages, list) or not languages or not all(map(is_language, languages)):
-        return "the metadata's languages are not codes such as en"
-    if not isinstance(metadata.get("fit"), dict) or not isinstance(metadata.get("direction"), dict):
-        return "the metadata's fit or direction is not an object"
-    sizes = {"K": len(names), "J": len(KNOTS), "2": 2, "6": 6, "Q": len(QUANTILES), "L": len(languages)}
-    sizes |= {"W": entries["center"][1][0], "N": entries["anchor_everyday"][1][0], "M": entries["bank_spacing"][1][0]}
-    for name, letters in _SHAPES.items():
-        shape = entries[name][1]
-        if len(shape) != len(letters) or any(sizes.get(letter, n) != n for letter, n in zip(letters, shape)):
-            return f"{name} has shape {list(shape)}, not [{', '.join(letters)}] with {sizes}"
-        if name != "bank" and entries[name][0] != "F32":
-            return f"{name} has dtype {entries[name][0]}"
-    return bytes_fault(entries, "bank")
-
-
-def unpack(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], file: str) -> SlotAlignment:
-    """The reverse of `pack`, after `packed_fault`.
-
-    Raises:
-        DirectionFormatError: numbers in `file` that would divide by zero or overflow.
-    """
-    named: dict[str, Any] = {name: tensors[name] for name in _SHAPES} | {"bank": unpacked(tensors, "bank", file)}
-    spreads = (
-        named["reading_moments"][..., 1],
-        named["score_moments"][:, 1],
-        named["token_moments"][1],
-        named["language_moments"][..., 1],
-        named["bank_spacing"],
-    )
-    if not min(spread.min() for spread in spreads) >= SHORTEST / 2:
-        raise files.DirectionFormatError(f"{file}: a benign spread is not positive")
-    if not (named["length_model"].abs().max() < STEEPEST and named["anchor_everyday"].sum() >= 2):
-        raise files.DirectionFormatError(f"{file}: scores that no harmless prompts have")
-    for name, tensor in named.items():
-        if not tensor.abs().max() < LONGEST:
-            raise files.DirectionFormatError(f"{file}: {name} has a value of {tensor.abs().max():.3g}")
-    named |= {name: tuple(metadata[name]) for name in ("names", "languages")}
-    return SlotAlignment(fit=metadata["fit"], direction=metadata["direction"], **named)

@@ -171,8 +171,7 @@ def _fitted(typed: Typed, states: Mapping[str, Tensor]) -> SlotAlignment:
     plain = [states[prompt] for prompt in typed.harmless]
     benign = len(plain) + len(others)
     own = [(k, one) for k, word in enumerate(typed.words, 1) for one in kept[word]]
-    width = {word: len(states[typed.shown[word][0].prompt]) for word in typed.words}
-    labels = [_labels(one, len(states[one.prompt]), width[typed.words[k - 1]], k, len(names)) for k, one in own]
+    labels = [_labels(one, states, k, len(names)) for k, one in own]
     # Harmless prompts score 0 throughout, so that the others' scores are in units of nothing: only their signs count.
     nothing = torch.zeros(1, len(names))
     place = {prompt: i for i, prompt in enumerate(typed.harmless)}
@@ -202,7 +201,7 @@ def _fitted(typed: Typed, states: Mapping[str, Tensor]) -> SlotAlignment:
         _vectors(typed, states, kept),
         plain,
         anchors.everyday,
-        {"method": "words"},
+        {"method": "words", **({"instead": typed.instead} if typed.instead else {})},
         {
             "name": f"no {', '.join(typed.words)}",
             "source": "typed words",
@@ -217,14 +216,13 @@ def _landing(typed: Typed, states: Mapping[str, Tensor]) -> Tensor | None:
     if not typed.instead:
         return None
     some = typed.shown[typed.instead]
-    own = len(states[some[0].prompt])
-    return torch.cat([word_rows(one, states[one.prompt], own) for one in some])
+    return torch.cat([word_rows(one, states[one.prompt], len(states[one.form])) for one in some])
 
 
-def _labels(one: Shown, tokens: int, own: int, column: int, names: int) -> Tensor:
+def _labels(one: Shown, states: Mapping[str, Tensor], column: int, names: int) -> Tensor:
     """1 on the word's tokens, in the columns of `global` and its own: [T, K]."""
-    labels = torch.zeros(tokens, names)
-    word_rows(one, labels, own).index_fill_(1, torch.tensor([0, column]), 1.0)
+    labels = torch.zeros(len(states[one.prompt]), names)
+    word_rows(one, labels, len(states[one.form])).index_fill_(1, torch.tensor([0, column]), 1.0)
     return labels
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import directions
 from directions.direction_format import is_name
-from directions.frames import frames, word_rows
+from directions.frames import frames, singular, word_rows
 from directions.words import COMMON, fingerprint, names_it, names_of
 
 WIDTH = 32
@@ -189,17 +189,30 @@ def test_any_text_has_a_name_that_a_file_can_hold_or_is_refused(words):
     assert len(set(names)) == len(words) and all(map(is_name, names)) and "global" not in names
 
 
-@given(st.lists(st.sampled_from(NOUNS), min_size=1, max_size=3), st.sampled_from(HARMLESS))
+@given(
+    st.lists(st.sampled_from(NOUNS), min_size=1, max_size=3),
+    st.booleans(),
+    st.lists(st.sampled_from(HARMLESS), max_size=12),
+)
 @settings(max_examples=100, deadline=None)
-def test_the_word_stands_where_a_frame_says(parts, host):
-    word = " ".join(parts)
-    for one in frames(word, [host]):
-        assert names_it(one.prompt, word)
+def test_the_word_stands_where_a_frame_says(parts, plural, hosts):
+    word = " ".join(parts) + "s" * plural
+    every = frames(word, hosts)
+    assert {one.form for one in every} == {word, " ".join(parts)} and {word, " ".join(parts)} <= {
+        one.prompt for one in every
+    }
+    for one in every:
         tokens = one.prompt.replace(",", " ,").split()
-        assert word_rows(one, torch.arange(len(tokens)), len(parts)).tolist() == [
-            i for i, _ in list(enumerate(tokens))[-len(parts) if one.last else 0 : None if one.last else len(parts)]
-        ]
-        assert one.prompt.endswith(word) if one.last else one.prompt.startswith(word)
+        rows = word_rows(one, torch.arange(len(tokens)), len(parts)).tolist()
+        assert [tokens[i] for i in rows] == one.form.split(), one
+
+
+@pytest.mark.parametrize(
+    ("word", "one"),
+    [("spiders", "spider"), ("knives", "knife"), ("boxes", "box"), ("glass", "glass"), ("bus", "bus"), ("蛇", "蛇")],
+)
+def test_the_singular_of_an_english_plural(word, one):
+    assert singular(word) == one
 
 
 @given(st.permutations(["cigarettes", "a red car", "spiders"]))
@@ -208,3 +221,58 @@ def test_a_fingerprint_tells_what_was_typed(words):
     assert fingerprint(words, HARMLESS) == fingerprint(list(words), HARMLESS)
     assert fingerprint(words, HARMLESS) != fingerprint(words[:2], HARMLESS, contrast=words[2:])
     assert fingerprint(words, HARMLESS) != fingerprint(words, HARMLESS, instead="a flower")
+
+
+@pytest.fixture(scope="module")
+def spiders():
+    return directions.from_words(["big spiders"], encode, HARMLESS[:450])
+
+
+@pytest.fixture(scope="module")
+def both(typed, spiders):
+    return directions.joined(typed, spiders)
+
+
+def test_joined_directions_read_what_each_reads_alone(typed, spiders, both):
+    assert both.names == ("global", "cigarettes", "typed", "big-spiders")
+    for rows in encode([*UNSEEN, "big spiders, lamp", *HARMLESS[:20]]):
+        slot = both.slot
+        alone = torch.cat([typed.slot.prompt_scores(rows), spiders.slot.prompt_scores(rows)], -1)
+        assert torch.allclose(slot.prompt_scores(rows), alone, atol=1e-3)
+        for name, own, of in (("global", None, typed), ("typed", None, spiders), ("cigarettes", "cigarettes", typed)):
+            assert torch.allclose(slot.score(rows, name), of.slot.score(rows, own), atol=0.2), name
+
+
+def test_either_flags_a_prompt_and_the_budget_is_shared(both):
+    assert all(found(both, [*UNSEEN, "big spiders, lamp"]))
+    assert both.slot.chosen(None) == ("global", "typed")
+    assert sum(found(both, harmless(1000, seed=1))) / 1000 < 0.03
+    for prompt in (UNSEEN[0], "big spiders in the kitchen"):
+        assert not both.flagged(both.steer(encode([prompt])[0], mode="gate"), 0.01)
+
+
+@given(st.floats(0.005, 0.5))
+@settings(max_examples=50, deadline=None)
+def test_each_keeps_its_own_threshold_to_a_rank(typed, spiders, both, budget):
+    for name, own, of in (("cigarettes", "cigarettes", typed), ("typed", "global", spiders)):
+        everyday = of.calibrations.of(["states"]).everyday[:, of.names.index(own)].contiguous()
+        rank = torch.searchsorted(everyday, torch.tensor(of.threshold(budget, own)))
+        low, high = everyday[max(rank - 2, 0)], everyday[min(rank + 2, len(everyday) - 1)]
+        assert low - 0.05 <= both.threshold(budget, name) <= high + 0.05
+
+
+def test_joined_directions_are_saved_and_a_third_is_joined(both, tmp_path):
+    again = directions.load_aligned(both.save(tmp_path / "both.safetensors"))
+    rows = encode(UNSEEN)[0]
+    assert again.slot.added == both.slot.added and torch.equal(again.prompt_scores(rows), both.prompt_scores(rows))
+    third = directions.joined(again, directions.from_words(["clowns"], encode, HARMLESS))
+    assert third.names[-2:] == ("typed-2", "clowns") and found(third, ["two clowns by the sand"]) == [True]
+
+
+def test_what_cannot_be_joined_is_refused(typed, both, spiders):
+    with pytest.raises(ValueError, match="a category of"):
+        directions.joined(both, typed)
+    with pytest.raises(ValueError, match="one encoder"):
+        directions.joined(typed, directions.Alignment({"other": spiders.slot}))
+    with pytest.raises(ValueError, match="joined itself"):
+        directions.joined(directions.from_words(["clowns"], encode, HARMLESS), both)
