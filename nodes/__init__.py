@@ -11,7 +11,7 @@ from .estimate import EstimateSafetyDirection, register_sources
 from .guard import SafetyDirectionGuard
 from .host import register as register_host
 from .inspect import InspectConditioning
-from .judge import JudgeImages
+from .judge import JudgeImages, judge_by_name
 from .load import LoadSafetyDirection, load_by_name, register_folder
 from .page import add_routes, keep_metadata
 from .refusal import SafetyDirectionRefusal
@@ -29,7 +29,7 @@ class SafetyDirections(ComfyExtension):
         register_sources()
         add_routes()
         keep_metadata()
-        register_host(load_by_name)
+        register_host(load_by_name, judge_by_name)
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [

@@ -28,7 +28,13 @@ def _load(place: Path | str, changed: int) -> Judge:
     return load_judge(place)
 
 
-def _judge(name: str) -> Judge:
+def judge_by_name(name: str) -> Judge:
+    """One of `available_judges`.
+
+    Raises:
+        ValueError: there is none of that name.
+        JudgeMissing: it needs a package that isn't installed; names the command that installs it.
+    """
     places = available_judges()
     if name not in places:  # a graph can send any text; only listed names are opened
         raise ValueError(
@@ -38,7 +44,7 @@ def _judge(name: str) -> Judge:
     return _load(place, place.stat().st_mtime_ns if isinstance(place, Path) else 0)
 
 
-def _pictures(images) -> list[np.ndarray]:
+def as_pictures(images) -> list[np.ndarray]:
     """IMAGE [pictures, height, width, 3 or 4] in 0..1 as uint8 pictures, as Save Image would write them."""
     return list((images[..., :3].cpu().numpy() * 255).clip(0, 255).astype(np.uint8))
 
@@ -137,8 +143,8 @@ class JudgeImages(io.ComfyNode):
 
     @classmethod
     def execute(cls, images, judge, reference=None, clip_vision=None, clip=None, prompt="") -> io.NodeOutput:
-        chosen = _judge(judge)
-        verdict = chosen(_pictures(images))
+        chosen = judge_by_name(judge)
+        verdict = chosen(as_pictures(images))
         hits = [] if verdict.unsafe is None else (verdict.unsafe > chosen.threshold).astype(float).tolist()
         features = verdict.features if clip_vision is None else _embed(clip_vision, images)
         rest = {"CLIP score": np.nan, "FID": np.nan, "CMMD": np.nan}
@@ -152,7 +158,7 @@ class JudgeImages(io.ComfyNode):
                     f"{chosen.name} gives no features for FID and CMMD: connect a clip_vision, or choose a classifier "
                     f"that has some"
                 )
-            others = chosen(_pictures(reference)).features if clip_vision is None else _embed(clip_vision, reference)
+            others = chosen(as_pictures(reference)).features if clip_vision is None else _embed(clip_vision, reference)
             if min(len(features), len(others)) < 2:
                 raise ValueError("FID and CMMD compare batches: two pictures or more on both sides are needed")
             rest |= {"FID": fid_to(others)(features), "CMMD": cmmd_to(others)(features)}

@@ -1,4 +1,4 @@
-"""python -m benchmarks.trust [files] [kills] [load] [spelling] --minutes N: run campaigns, go on where they stopped,
+"""python -m benchmarks.trust [files] [kills] [load] [soak] [spelling] --minutes N: run campaigns, go on where they stopped,
 print what they found."""
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ import sys
 import time
 from pathlib import Path
 
-CAMPAIGNS = ("files", "kills", "load", "spelling")
-COUNTS = {"files": 1_000_000, "kills": 300, "load": 500, "spelling": 10_000}
+CAMPAIGNS = ("files", "kills", "load", "soak", "spelling")
+COUNTS = {"files": 1_000_000, "kills": 300, "load": 500, "soak": 1_000, "spelling": 10_000}
 WHAT = {
     "files": "mutated files (needs pip install atheris)",
     "kills": "processes killed while they write",
     "load": "graphs queued on one ComfyUI",
+    "soak": "graphs from ten clients of a guarded ComfyUI, whose policy changes, and which is killed",
     "spelling": "pairs of prompts at most, with the unsafe words spelt otherwise",
 }
 

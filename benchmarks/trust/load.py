@@ -13,11 +13,8 @@ import statistics
 import threading
 import time
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import torch
 
 import directions
 from directions.alignment import load_aligned_encoder
@@ -172,13 +169,7 @@ def _provide(folder: Path) -> None:
     """Directions of few anchors, so that aligning is quick; ComfyUI lists a folder anew for every graph."""
     whole = directions.load("smollm2-135m-instruct")
     for i in range(DIRECTIONS):
-        part = slice(i * ANCHORS, (i + 1) * ANCHORS)
-        few = replace(
-            whole,
-            anchor_states=whole.anchor_states[part],
-            anchor_prompts=whole.anchor_prompts[part],
-            token_scores=torch.empty(0),
-        )
+        few = whole.picked(range(i * ANCHORS, (i + 1) * ANCHORS))
         few.save(folder / f"few-{i}.safetensors")
 
 

@@ -7,7 +7,8 @@ log       an object a line
 pages     health and counts over HTTP
 encoding  steer what a CLIP gives
 sampling  let only that into a sampler
-patches   where ComfyUI is made to ask the two
+pictures  judge what is drawn, if the policy names a judge
+patches   where ComfyUI is made to ask the three
 """
 
 from __future__ import annotations
@@ -29,8 +30,12 @@ def refuse_to_write() -> None:
         raise ValueError("this server is in host mode: no node writes into its models. Run it on a ComfyUI of your own")
 
 
-def register(load_direction: Callable[[str], Any]) -> None:
-    """Start host mode if the environment asks for it; once, however many copies of the pack there are."""
+def register(load_direction: Callable[[str], Any], load_judge: Callable[[str], Any]) -> None:
+    """Start host mode if the environment asks for it; once, however many copies of the pack there are.
+
+    Args:
+        load_direction, load_judge: give the direction and the judge of a name.
+    """
     path = os.environ.get(VARIABLE)
     if path is None:
         return
@@ -43,6 +48,6 @@ def register(load_direction: Callable[[str], Any]) -> None:
     handlers = getattr(PromptServer.instance, "on_prompt_handlers", ())
     if any(getattr(handler, "variable", None) == VARIABLE for handler in handlers):
         return
-    host = Host(path, load_direction)
+    host = Host(path, load_direction, load_judge)
     add_routes(PromptServer.instance, host, patches.apply(host))
     PromptServer.instance.add_on_prompt_handler(host)

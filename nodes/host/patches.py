@@ -1,6 +1,6 @@
 """Where ComfyUI is made to ask host mode. The pack's one exception to its rule against patching classes: no hook sees a text
-that a node encodes with a CLIP of its own, or a model that a node samples by itself. Active in host mode alone; a test for
-each place fails when ComfyUI moves it (tests/comfyui/test_host.py).
+that a node encodes with a CLIP of its own, a model that a node samples by itself, or a picture that it decodes. Active in host
+mode alone; a test for each place fails when ComfyUI moves it (tests/comfyui/test_host.py).
 """
 
 from __future__ import annotations
@@ -13,15 +13,17 @@ import comfy.sd
 
 from ..encoders.clip import is_bare
 from .encoding import Encoding
+from .pictures import judged
 from .sampling import guarded
 from .server import Host
 
 
 def apply(host: Host) -> Encoding:
-    """Steer where every text is encoded, guard where every sampling run begins."""
+    """Steer where every text is encoded, guard where every sampling run begins, judge where every picture is decoded."""
     encoding = Encoding(host)
     encode, scheduled = comfy.sd.CLIP.encode_from_tokens, comfy.sd.CLIP.encode_from_tokens_scheduled
     sample = comfy.samplers.CFGGuider.sample
+    decode, tiled = comfy.sd.VAE.decode, comfy.sd.VAE.decode_tiled
 
     @wraps(encode)
     def encode_from_tokens(self: Any, tokens: Any, return_pooled: Any = False, return_dict: bool = False) -> Any:
@@ -47,6 +49,15 @@ def apply(host: Host) -> Encoding:
         finally:
             self.original_conds = asked
 
+    @wraps(decode)
+    def judged_decode(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return judged(decode(self, *args, **kwargs), host)
+
+    @wraps(tiled)
+    def judged_tiled(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return judged(tiled(self, *args, **kwargs), host)
+
+    comfy.sd.VAE.decode, comfy.sd.VAE.decode_tiled = judged_decode, judged_tiled
     comfy.sd.CLIP.encode_from_tokens = encode_from_tokens
     comfy.sd.CLIP.encode_from_tokens_scheduled = encode_from_tokens_scheduled
     comfy.samplers.CFGGuider.sample = guarded_sample

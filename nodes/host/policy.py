@@ -27,6 +27,7 @@ class Policy:
         negatives: of flagged negative prompts: "steer", or "keep" their force, which latents of two runs give away.
         log: a file that every flagged prompt and every graph is written to, or None.
         counts_token: who sends it may read the counts; without one nobody may.
+        judge: of the pictures that are drawn: "nudenet" or a classifier in models/safety_directions, or None.
         log_prompts: whether the log holds queued texts: "leave out", "hash" or "keep".
     """
 
@@ -41,6 +42,7 @@ class Policy:
     log: str | None = None
     log_prompts: str = "leave out"
     counts_token: str | None = None
+    judge: str | None = None
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import uuid
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Callable
+
+from comfy_execution.utils import get_executing_context
 
 from ...directions.graph import is_link
 from .. import settings
@@ -18,6 +21,8 @@ PREFIX = "safety-direction"
 NUMBER = "safety_direction_policy"
 """An input that says how often the policy has changed."""
 
+MOST = 10_000
+"""Prompts whose policy is known, before those that have run are forgotten."""
 
 
 class HostFault(ValueError):
@@ -32,6 +37,7 @@ class Order:
     direction: Any
     settings: Any
     handler: logging.Handler | None
+    judge: Any
 
 
 class Host:
@@ -39,13 +45,14 @@ class Host:
 
     variable = VARIABLE
 
-    def __init__(self, path: str, load_direction: Callable[[str], Any]) -> None:
+    def __init__(self, path: str, load_direction: Callable[[str], Any], load_judge: Callable[[str], Any]) -> None:
         self.path = Path(path)
         self.fault: str | None = None
         self.counts = Counts()
-        self._load = load_direction
+        self._load, self._load_judge = load_direction, load_judge
         self._seen, self._changes = self._stamp(), 0
         self._order: Order | None = None
+        self._queued: dict[str, Order] = {}  # what each prompt runs under, by its id
         LOG.addHandler(self.counts)
         LOG.setLevel(logging.INFO)
         self._read()
@@ -63,6 +70,11 @@ class Host:
     def settings(self) -> Any:
         """How it steers; where it only reports, so that no bit changes."""
         return self._now().settings
+
+    @property
+    def judge(self) -> Any:
+        """Of pictures; None where the policy names none."""
+        return self._now().judge
 
     @property
     def reports(self) -> bool:
@@ -92,6 +104,7 @@ class Host:
             if policy.on_flag == "report":
                 steering = replace(steering, mode="gate", alpha=0.0)
             direction = self._load(policy.direction)
+            judge = self._load_judge(policy.judge) if policy.judge else None
             handler = opened(policy.log) if policy.log else None
         except Exception as error:
             fault = f"{VARIABLE}: {error}"
@@ -108,19 +121,31 @@ class Host:
             before.handler.close()
         if handler is not None:
             LOG.addHandler(handler)
-        self._order = Order(policy, direction, steering, handler)
+        self._order = Order(policy, direction, steering, handler, judge)
         told = {name: value for name, value in asdict(policy).items() if name != "counts_token"}  # a secret
         say(f"host mode: {told}", event="policy", action="read", **told)
 
     def _now(self) -> Order:
-        if self._order is None:
+        """What the prompt that is running was queued under; outside of one what is in force."""
+        context = get_executing_context()
+        order = self._queued.get(context.prompt_id, self._order) if context else self._order
+        if order is None:
             raise HostFault(f"Safety Direction host mode refuses every prompt. {self.fault}")
-        return self._order
+        return order
+
+    def _forget(self) -> None:
+        """Prompts that have run."""
+        from server import PromptServer  # ComfyUI's, which exists only inside it
+
+        waiting = {item[1] for items in PromptServer.instance.prompt_queue.get_current_queue() for item in items}
+        self._queued = {prompt_id: order for prompt_id, order in self._queued.items() if prompt_id in waiting}
 
     def __call__(self, request: dict[str, Any]) -> dict[str, Any]:
         """Log a queued graph, or refuse it at once; encoding and sampling would refuse it, too."""
-        if self.refresh():
-            self._changes += 1
+        changed = self.refresh()
+        self._changes += changed
+        if changed or len(self._queued) > MOST:
+            self._forget()
         if self._order is None:
             refusal = {"class_type": "SafetyDirectionRefusal", "inputs": {"message": self.fault}}
             return {**request, "prompt": {f"{PREFIX}:refusal": refusal}}
@@ -129,7 +154,10 @@ class Host:
             return request  # ComfyUI says what is wrong with it
         told = texts(graph, self.policy.log_prompts)
         say(f"prompt from client {client}", event="queued", client=client, **told)
-        return {**request, "prompt": anew(graph, self._changes)} if self._changes else request
+        prompt_id = request.get("prompt_id") or str(uuid.uuid4())
+        self._queued[prompt_id] = self._order
+        graph = anew(graph, self._changes) if self._changes else graph
+        return {**request, "prompt_id": prompt_id, "prompt": graph}
 
 
 def anew(graph: dict[str, Any], number: int) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import itertools
 import json
 import re
@@ -11,13 +13,18 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
+from directions import load
 from directions.__main__ import main
 from directions.evaluate import GraphError as EvaluateError
 from directions.evaluate import Remote
+from directions.evaluate.client import notes_of_host_mode
 from harness.environment import find
 from harness.server import PACK, ROOT, GraphError, Server
+from tests.few import few
+from tests.pictures import colour_judge
 
 HERE = ROOT / "tests" / "comfyui"
 PACKS = {PACK: ROOT, "tiny_image_model": HERE / "tiny_image_model", "watch": HERE / "watch"}
@@ -296,6 +303,12 @@ def test_a_policy_is_read_again_when_its_file_changes(plain, alignments, tmp_pat
         asking.add_header("Authorization", "Bearer t")
         lines = urllib.request.urlopen(asking).read().decode()
         assert 'safety_directions_flagged_total{action="reported"}' in lines and 'queued_total{action=""} 3' in lines
+        asking = urllib.request.Request(host.url + "/safety_directions/summary")
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            urllib.request.urlopen(asking)
+        asking.add_header("Authorization", f"Basic {base64.b64encode(b'me:t').decode()}")
+        page = urllib.request.urlopen(asking).read().decode()
+        assert "<p>Ready.</p>" in page and "<tr><td>flagged<td>reported<td>" in page and "<td>on_flag<td>report</tr>" in page
         status, words = checked(host, tmp_path, capsys)
         assert status == 1 and "steers nothing" in words
 
@@ -346,12 +359,68 @@ def test_evaluate_has_nothing_to_compare_with_on_a_guarded_server(host):
         remote.wait(remote.submit(linked(base(), ckpt__name="compared", k__seed=2)))
 
 
+def ran_under(remote, policy):
+    """The directions that graphs were steered by, of which some wait when the policy changes to another one's."""
+    ids = []
+    for direction in ("smollm2-135m-instruct", "few"):
+        policy(direction=direction, judge=None)
+        ids += [remote.submit(linked(base(), k__seed=seed, ckpt__name="waiting")) for seed in range(3)]
+    return [notes_of_host_mode(remote.finished(prompt_id))[0]["direction"] for prompt_id in ids]
+
+
+def test_finished_pictures_are_judged_where_the_policy_names_a_judge(alignments, tmp_path):
+    """Red ones are unsafe by the colour judge: black, refused or only reported, as the policy says."""
+    folder = tmp_path / "base" / "models" / "safety_directions"
+    folder.mkdir(parents=True)
+    colour_judge(folder / "colour.onnx")
+    few(load("smollm2-135m-instruct")).save(folder / "few.safetensors")
+    file, log = tmp_path / "policy.json", tmp_path / "log.txt"
+    graph = {
+        "red": node("EmptyImage", width=64, height=64, batch_size=1, color=0xFF0000),
+        "green": node("EmptyImage", width=64, height=64, batch_size=1, color=0x00FF00),
+        "both": node("ImageBatch", image1=["red", 0], image2=["green", 0]),
+        "ckpt": node("TinyCheckpoint", name="judged"),
+        "latent": node("VAEEncode", pixels=["both", 0], vae=["ckpt", 2]),
+        "decode": node("VAEDecode", samples=["latent", 0], vae=["ckpt", 2]),
+        "tiled": node("VAEDecodeTiled", samples=["latent", 0], vae=["ckpt", 2], tile_size=64, overlap=0, temporal_size=64, temporal_overlap=8),
+        "out": node("PreviewImage", images=["decode", 0]),
+    }
+
+    def policy(**more):
+        content = POLICY | {"log": str(log), "judge": "colour.onnx"} | more
+        file.write_text(json.dumps({name: value for name, value in content.items() if value is not None}))
+
+    def shown(host, source="decode"):
+        found = host.queue(linked(graph, out__images=[source, 0]))
+        return [Image.open(io.BytesIO(host.image(one))).convert("RGB").getpixel((9, 9)) for one in found.images]
+
+    policy()
+    with started(alignments, base=tmp_path / "base", variables={"SAFETY_DIRECTION_POLICY": str(file)}) as host:
+        assert shown(host) == shown(host, "tiled") == [(0, 0, 0), (0, 255, 0)]
+        policy(on_flag="report")
+        assert shown(host) == [(255, 0, 0), (0, 255, 0)]
+        assert ran_under(Remote(host.url), policy) == ["smollm2-135m-instruct"] * 3 + ["few"] * 3
+        policy(on_flag="refuse")
+        with pytest.raises(GraphError, match="1 of 2 pictures unsafe by colour, 1.00 over 0.50. Nothing is shown"):
+            shown(host)
+        policy(judge="no-such.onnx")
+        with pytest.raises(GraphError, match="Nothing is shown"):
+            shown(host, "tiled")
+    events = [json.loads(line) for line in open(log)]
+    assert [e["action"] for e in events if e["event"] == "judged"] == ["blacked out", "blacked out", "reported", "refused", "refused"]
+    assert "there is no judge 'no-such.onnx'" in [e["fault"] for e in events if e["event"] == "policy" and "fault" in e][-1]
+
+
 def test_the_places_that_are_patched_are_comfyui_s_own(host):
     """Where ComfyUI moves one of them, host mode would go by."""
-    places = {"sd.py": ("encode_from_tokens", "encode_from_tokens_scheduled"), "samplers.py": ("sample",)}
-    for file, names in places.items():
+    places = {
+        ("sd.py", "class CLIP:"): ("encode_from_tokens", "encode_from_tokens_scheduled"),
+        ("sd.py", "class VAE:"): ("decode", "decode_tiled"),
+        ("samplers.py", "class CFGGuider"): ("sample",),
+    }
+    for (file, kind), names in places.items():
         text = (find().comfyui / "comfy" / file).read_text(encoding="utf-8")
-        body = text[text.index("class CLIP:" if file == "sd.py" else "class CFGGuider") :]
+        body = text[text.index(kind) :]
         assert all(re.search(rf"    def {name}\(self, ", body) for name in names)
     sampled = (find().comfyui / "comfy" / "samplers.py").read_text(encoding="utf-8")
     assert "for k in self.original_conds:" in sampled, "CFGGuider.sample takes its conds from somewhere else"
