@@ -24,14 +24,12 @@ from torch import Tensor
 import directions
 from directions import Alignment
 from directions.prompts import read_anchors, read_table
-from directions.words import names_it
+from directions.words import harmless_prompts, names_it
 
 from .models import TARGETS, encoder, target_states
 
 PROMPTS = Path(__file__).parent / "prompts"
 BUDGET = 0.01
-HARMLESS = 1000
-"""Everyday anchors that a budget is read off; 400 find 0.02 to 0.04 less, 3,900 no more (docs/log.md)."""
 CONTRASTED = 4
 """As many of a concept's neighbours, the first, are what its contrast words name."""
 
@@ -53,13 +51,6 @@ class Cached:
         return [self._known[p] if p in self._known else found[p].float() for p in prompts]
 
 
-def harmless_prompts(source: str, count: int) -> list[str]:
-    """The first everyday anchors of a direction, in English."""
-    direction = directions.load(source)
-    rows = zip(direction.anchor_prompts, direction.everyday.tolist(), direction.groups.tolist())
-    return [prompt for i, (prompt, everyday, original) in enumerate(rows) if everyday and original == i][:count]
-
-
 def flagged(aligned: Alignment, states: Sequence[Tensor]) -> list[bool]:
     """Which prompts are flagged at BUDGET."""
     return [bool(aligned.flagged(rows, BUDGET)) for rows in states]
@@ -74,7 +65,7 @@ def measure(target: str, split: str | None, source: str) -> list[dict[str, Any]]
     }
     everyday = [one.prompt for one in read_anchors(split="held_out", kinds=("everyday",))]
     everyday_states = target_states(target, everyday)
-    harmless = harmless_prompts(source, HARMLESS)
+    harmless = harmless_prompts(directions.load(source))
     encode = Cached(target, harmless)
     states = dict(zip([row["prompt"] for row in table], encode([row["prompt"] for row in table])))
     rows = []

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .align import _separate, assembled
 from .alignment import STATES, Alignment
+from .direction import Direction
 from .direction_format import GLOBAL, is_name
 from .frames import ALONE, CONTRASTS, HOSTS, LONGEST_HOST, Shown, fitted_on, frames, held_out, word_rows
 from .readers import Anchors, fit_readers, precision
@@ -23,6 +24,10 @@ Encode = Callable[[Sequence[str]], "Sequence[Tensor] | Mapping[str, Sequence[Ten
 
 FEWEST = 200
 """Everyday harmless prompts; with fewer a budget of 1% is read off one of them."""
+
+HARMLESS = 1000
+"""Everyday harmless prompts that words are told from, if nobody says otherwise; with 400 up to 0.04 fewer unseen phrasings are
+found, with 3,900 no more (docs/log.md, Typed words)."""
 
 LENIENT, LEAST_FOUND = 0.05, 0.5
 """Of a word that the encoder doesn't tell from anything else fewer than half of the held-out prompts are found at a budget of 5%.
@@ -119,6 +124,12 @@ def fingerprint(words: Sequence[str], harmless: Sequence[str], instead: str = ""
     """What a direction of these words is known by, whatever encoder it is fitted to."""
     parts = (str(VERSION), *words, "", instead, "", *contrast, "", *harmless)
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def harmless_prompts(direction: Direction, count: int = HARMLESS) -> list[str]:
+    """The first everyday anchors of a direction, in its own language."""
+    rows = enumerate(zip(direction.anchor_prompts, direction.everyday.tolist(), direction.groups.tolist()))
+    return [prompt for i, (prompt, everyday, original) in rows if everyday and original == i][:count]
 
 
 def names_it(prompt: str, word: str) -> bool:

@@ -19,6 +19,7 @@ from .safety_direction import SafetyDirection
 from .share import LoadAlignedDirection, SaveAlignedDirection
 from .small_encoder import LoadSmallTextEncoder
 from .sweep import LabelGrid, StrengthSweep
+from .type_direction import TypeDirection
 
 
 class SafetyDirections(ComfyExtension):
@@ -48,4 +49,5 @@ class SafetyDirections(ComfyExtension):
             JudgeImages,
             LoadSmallTextEncoder,
             SafetyDirectionRefusal,
+            TypeDirection,
         ]

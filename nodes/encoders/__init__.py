@@ -8,6 +8,7 @@ layout     the three together: found out once per CLIP, then asked
 batching   many prompts in few passes
 identity   know an encoder again without running it
 alignment  fit a direction to an encoder, and keep the result
+typed      make one of typed words
 entry      an element of a conditioning list
 flag       what was flagged and why
 marks      what was steered is known, and can't be forged
@@ -33,6 +34,7 @@ from .places import Unsteerable
 from .reading import Reading, inspect_conditioning, prompt_words
 from .steering import steer_conditioning
 from .sweep import Swept, progress, sweep_conditioning
+from .typed import Typed, add_typed, type_direction
 
 __all__ = [
     "SHARED",
@@ -40,7 +42,9 @@ __all__ = [
     "Refused",
     "StaleAlignment",
     "Swept",
+    "Typed",
     "Unsteerable",
+    "add_typed",
     "align_encoder",
     "check_encoder",
     "enough",
@@ -56,4 +60,5 @@ __all__ = [
     "steer_clip",
     "steer_conditioning",
     "sweep_conditioning",
+    "type_direction",
 ]

@@ -21,25 +21,18 @@ from ...directions.wide import USUAL_TOKENS, WIDEST, WideStates
 from . import unfinished
 from .batching import BatchReader
 from .clip import unsteered
-from .content import content_of_states
 from .entry import StaleAlignment
 from .identity import identify
 from .kept import enough, folder, hash_of, kept_for, kept_like, kind_of
-from .layout import Layout, first_row
-from .padding import fit_padding
+from .layout import Layout
+from .padding import with_padding
 from .places import Unsteerable, encode
 from .progress import ReadingProgress
 from .templates import quiet
 
-PADDING_PROMPTS, PADDING_ROWS = 36, 24
-"""Prompts of all lengths that the padding reader is fitted on, and padding states of each."""
-
 SPECIAL_PROMPTS, SPECIAL_VALUES = 1024, 2**26
 """Anchors whose special tokens are kept; about half of them score low enough to land on. And values: very wide states take no
 more than 256 MiB, so that a few hundred prompts are kept."""
-
-PADDING_VALUES = 2**25
-"""That the padding reader is fitted on, of content and of padding each."""
 
 MEMORY = 3 * 2**30
 """Bytes of anchor states at a time."""
@@ -64,13 +57,13 @@ def align_encoder(clip: Any, direction: Direction, method: str, seconds: float |
     clip = unsteered(clip)
     kind = kind_of(direction, method)
     identity = identify(clip)
-    kept = kept_for(kind, identity, direction)
+    kept = kept_for(kind, identity, direction.fingerprint)
     if kept is not None and enough(kept, seconds):
         return kept
     layout = Layout.discover(clip)
     if not layout.places:
         raise Unsteerable("what this CLIP gives doesn't depend on the prompt: there is nothing to steer")
-    probes = _probes(clip, layout)
+    probes = probes_of(clip, layout)
     kept = kept_like(kind, direction, layout.places, probes)
     aligned = (
         kept if kept and enough(kept, seconds) else _align(clip, direction, method, layout, probes, seconds, identity)
@@ -100,18 +93,30 @@ def _align(
     fitted: dict[str, SlotAlignment] = {}
     benign = (~direction.mentioned).nonzero().flatten().tolist()
     for some in _affordable(layout, len(direction.anchor_prompts)):
-        states, special = _anchor_states(clip, direction.anchor_prompts, some, benign, identity)
+        states, special = anchor_states(clip, direction.anchor_prompts, some, benign, identity)
         for name in list(states):
             rows = states.pop(name)
             slot = align_slot(direction, rows, method)
-            bank = _special_token_bank(slot, rows, special[name])
-            place = layout.places[name]
             facts = {"fit": {**slot.fit, "anchors": counts}, "direction": {**slot.direction, **made_of}}
-            special_tokens = bank if bank.roles else None
-            fitted[name] = replace(slot, place=place, probe=probes[name], special_tokens=special_tokens, **facts)
-    for name, padding in _padding(clip, direction.anchor_prompts, layout).items():
-        fitted[name] = replace(fitted[name], padding=padding)
-    return Alignment(fitted)
+            slot = attached(slot, layout.places[name], probes[name], rows, special[name])
+            fitted[name] = replace(slot, **facts)
+    return Alignment(with_padding(clip, direction.anchor_prompts, layout, fitted))
+
+
+def attached(
+    slot: SlotAlignment,
+    place: Place,
+    probe: Tensor,
+    rows: Sequence[Tensor] | WideStates,
+    special: Mapping[int, Mapping[int, Tensor]],
+) -> SlotAlignment:
+    """A slot with what ties it to its encoder.
+
+    Args:
+        rows, special: as `anchor_states` gives them.
+    """
+    bank = _special_token_bank(slot, rows, special)
+    return replace(slot, place=place, probe=probe, special_tokens=bank if bank.roles else None)
 
 
 def _affordable_anchors(clip: Any, direction: Direction, layout: Layout, seconds: float) -> int:
@@ -140,10 +145,11 @@ def _special_token_bank(
 def probe_states(clip: Any, aligned: Alignment) -> dict[str, Tensor]:
     """A CLIP's mean states on the probe prompt, where `aligned` has its slots; see `Alignment.fits`."""
     clip = unsteered(clip)
-    return _probes(clip, Layout.known(clip, aligned.places))
+    return probes_of(clip, Layout.known(clip, aligned.places))
 
 
-def _probes(clip: Any, layout: Layout) -> dict[str, Tensor]:
+def probes_of(clip: Any, layout: Layout) -> dict[str, Tensor]:
+    """An encoder's mean state on the probe prompt by slot, [W]."""
     tokens = quiet(clip.tokenize(PROBE_PROMPT))
     return {name: rows.mean(0) for name, rows in layout.states(tokens, encode(clip, tokens)).items()}
 
@@ -173,7 +179,7 @@ def _affordable(layout: Layout, prompts: int) -> Iterator[Layout]:
         yield layout.only(group)
 
 
-def _anchor_states(
+def anchor_states(
     clip: Any, prompts: Sequence[str], layout: Layout, benign: Sequence[int], identity: str | None = None
 ) -> tuple[dict[str, list[Tensor] | WideStates], dict[str, dict[int, dict[int, Tensor]]]]:
     """Each prompt's content states by slot, in order; and by slot and index the special tokens' of some, evenly drawn
@@ -268,24 +274,3 @@ def _special_prompts(layout: Layout) -> int:
     """How many prompts' special tokens are kept."""
     values = max(place.width * (1 + min(place.before + place.after, 2 * MAX_ROLES)) for place in layout.places.values())
     return max(1, min(SPECIAL_PROMPTS, SPECIAL_VALUES // values))
-
-
-def _padding(clip: Any, prompts: Sequence[str], layout: Layout) -> dict[str, Tensor]:
-    """Readers that tell content from padding, for the slots that need one; from prompts of all lengths."""
-    wanted = layout.only([name for name, place in layout.places.items() if place.unmasked])
-    kept: dict[str, tuple[list[Tensor], list[Tensor]]] = {name: ([], []) for name in wanted.places}
-    for count in range(PADDING_PROMPTS if kept else 0):
-        words = " ".join(prompts[(count + i) % len(prompts)] for i in range(1 + count % 6)).split()
-        tokens = layout.tokenize(" ".join(words[: 2 + 2 * count]))
-        output = encode(clip, tokens)
-        for name, mask in wanted.content(tokens, output).items():
-            place = wanted.places[name]
-            rest = content_of_states(output[place.tensor], replace(place, after=0), {})[0].cpu() & ~mask
-            own = first_row(output[place.tensor], place).float().cpu()
-            kept[name][0].append(own[mask])
-            kept[name][1].append(own[rest][:: max(1, int(rest.sum()) // PADDING_ROWS)])
-    return {name: fit_padding(*(_some(torch.cat(rows)) for rows in both)) for name, both in kept.items()}
-
-
-def _some(rows: Tensor) -> Tensor:
-    return rows[:: -(-rows.numel() // PADDING_VALUES)]

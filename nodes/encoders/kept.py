@@ -43,22 +43,27 @@ def kind_of(direction: Direction, method: str) -> str:
     return hashlib.sha256(f"{FORMAT} {direction.fingerprint} {method}".encode()).hexdigest()[:20]
 
 
+def kind_of_words(fingerprint: str) -> str:
+    """The same of typed words."""
+    return hashlib.sha256(f"{FORMAT} {fingerprint} words".encode()).hexdigest()[:20]
+
+
 def hash_of(probes: Mapping[str, Tensor]) -> str:
     """A name for an encoder that has no identity."""
     return hashlib.sha256(b"".join(probes[name].float().numpy().tobytes() for name in sorted(probes))).hexdigest()[:20]
 
 
-def _read(path: Path, direction: Direction) -> Alignment | None:
+def _read(path: Path, fingerprint: str) -> Alignment | None:
     try:
         aligned = load_aligned_encoder(path)
     except (FileNotFoundError, DirectionFormatError):
         return None
-    return aligned if aligned.direction.get("sha256") == direction.fingerprint else None
+    return aligned if aligned.direction.get("sha256") == fingerprint else None
 
 
-def kept_for(kind: str, identity: str | None, direction: Direction) -> Alignment | None:
+def kept_for(kind: str, identity: str | None, fingerprint: str) -> Alignment | None:
     """The alignment that was kept for this very encoder; nothing is encoded to find it."""
-    return _read(folder() / f"{kind}-{identity}.safetensors", direction) if identity else None
+    return _read(folder() / f"{kind}-{identity}.safetensors", fingerprint) if identity else None
 
 
 def kept_like(
@@ -68,7 +73,7 @@ def kept_like(
     another file. One that somebody shared will do, too."""
     shared = [path for one in shared_folders() for path in sorted(one.glob("*.safetensors"))]
     for path in [*sorted(folder().glob(f"{kind}-*.safetensors")), *shared]:
-        aligned = _read(path, direction)
+        aligned = _read(path, direction.fingerprint)
         if aligned is not None and aligned.fits(probes) and aligned.places == places:
             return aligned
     return None

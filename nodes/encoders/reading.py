@@ -35,21 +35,26 @@ class Scores(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """What a conditioning scores."""
+    """What a conditioning scores.
+
+    Attributes:
+        head: `global`, or of several joined directions what the one that is furthest over its threshold is called.
+    """
 
     names: dict[str, Scores]
     flagged: bool
     budget: float
+    head: str = GLOBAL
 
     @property
     def score(self) -> float:
         """Of the whole prompt."""
-        return self.names[GLOBAL].prompt
+        return self.names[self.head].prompt
 
     @property
     def threshold(self) -> float:
         """Above it the prompt is flagged."""
-        return self.names[GLOBAL].threshold
+        return self.names[self.head].threshold
 
     @property
     def categories(self) -> dict[str, float]:
@@ -109,16 +114,18 @@ def _read(own: Mapping[str, Own], shown: str, aligned: Alignment, budget: float)
     calibration = aligned.calibrations.of(list(own or aligned.slots))
     of_slots = [aligned.slots[name].prompt_scores(one.states, one.mask) for name, one in own.items()]
     scores = calibration.scores(of_slots)[0].tolist() if own else [0.0] * len(aligned.names)
+    heads = next(iter(aligned.slots.values())).chosen(None)  # they share the budget
     names = {
         name: Scores(
             tokens=aligned.slots[shown].score(own[shown].states, name)[own[shown].mask].tolist() if own else [],
             prompt=score,
-            threshold=calibration.threshold(budget, name),
+            threshold=calibration.threshold(budget / len(heads), name),
             band=(calibration.threshold((1 + BAND) / 2, name), calibration.threshold((1 - BAND) / 2, name)),
         )
         for name, score in zip(aligned.names, scores)
     }
-    return Reading(names, names[GLOBAL].prompt > names[GLOBAL].threshold, budget)
+    head = max(heads, key=lambda name: names[name].prompt - names[name].threshold)
+    return Reading(names, names[head].prompt > names[head].threshold, budget, head)
 
 
 def prompt_words(clip: Any, prompt: str, count: int) -> list[Word] | None:
