@@ -81,7 +81,16 @@ def from_words(
         shown[word] = shown[word][:: -(-len(shown[word]) // CONTRASTS)]
     prompts = dict.fromkeys([*plain, *(one.prompt for some in shown.values() for one in some)])
     slots = _by_slot(encode(list(prompts)), list(prompts))
-    typed = Typed(tuple(words), names, plain, hosts, shown, instead, tuple(contrast))
+    typed = Typed(
+        tuple(words),
+        names,
+        plain,
+        hosts,
+        shown,
+        instead,
+        tuple(contrast),
+        fingerprint(words, harmless, instead, contrast),
+    )
     aligned = Alignment({slot: _fitted(typed, states) for slot, states in slots.items()})
     _check_found(aligned, typed, slots)
     return aligned
@@ -97,6 +106,7 @@ class Typed(NamedTuple):
     shown: dict[str, list[Shown]]
     instead: str
     contrast: tuple[str, ...]
+    sha256: str
 
 
 def names_of(words: Sequence[str]) -> tuple[str, ...]:
@@ -216,7 +226,7 @@ def _fitted(typed: Typed, states: Mapping[str, Tensor]) -> SlotAlignment:
         {
             "name": f"no {', '.join(typed.words)}",
             "source": "typed words",
-            "sha256": fingerprint(typed.words, typed.harmless, typed.instead, typed.contrast),
+            "sha256": typed.sha256,
         },
         _landing(typed, states),
     )

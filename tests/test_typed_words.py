@@ -69,6 +69,7 @@ def found(aligned, prompts, category=None):
 
 def test_unseen_prompts_with_the_word_are_found_and_others_stay_within_the_budget(typed):
     assert typed.categories == ("cigarettes",) and typed.direction["name"] == "no cigarettes"
+    assert typed.direction["sha256"] == fingerprint(["cigarettes"], HARMLESS)
     assert all(found(typed, UNSEEN))
     assert sum(found(typed, harmless(1000, seed=1))) / 1000 < 0.03
 

@@ -11,12 +11,14 @@ from torch import Tensor
 
 from ...directions.alignment import Alignment
 from ...directions.graph import HOST_MODE as NODE
+from ...directions.joining import joined
 from ..encoders.alignment import align_encoder
 from ..encoders.entry import Entry, slot_content, tensor_of
 from ..encoders.layout import Layout
 from ..encoders.marks import marks, remember
 from ..encoders.steering import Steering
 from ..encoders.templates import Tokens
+from ..encoders.typed import Typed, type_direction
 from .server import Host
 
 SECONDS = 60.0
@@ -52,10 +54,13 @@ class Encoding:
         return found
 
     def _alignment(self, clip: Any) -> tuple[Alignment, Layout]:
-        wanted = (self.host.direction.fingerprint, self.host.policy.method)
+        wanted = (self.host.fingerprint, self.host.policy.method)
         facts, known = (*wanted, *_facts(clip)), self._known.get(clip)
         if known is None or known[0] != facts:
-            aligned = align_encoder(clip, self.host.direction, self.host.policy.method, SECONDS)
+            direction, also = self.host.direction, self.host.policy.also
+            aligned = align_encoder(clip, direction, self.host.policy.method, SECONDS)
+            if also:
+                aligned = joined(aligned, type_direction(clip, Typed(also), direction))
             # The layout's own way to tokenize would hold the CLIP.
             layout = replace(Layout.known(clip, aligned.places), tokenize=_nothing)
             known = self._known[clip] = (facts, aligned, layout)

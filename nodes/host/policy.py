@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...directions.steer import MODES
+from ...directions.words import names_of
 
 PROMPTS = ("leave out", "hash", "keep")
 """What a log may hold of queued texts."""
@@ -23,6 +24,7 @@ class Policy:
 
     Attributes:
         direction: a name in the library or in models/safety_directions.
+        also: words or phrases for what must not be drawn either, each a category of its own.
         on_flag: "steer", "refuse", or "report": nothing is steered or refused, the log says what would have been.
         negatives: of flagged negative prompts: "steer", or "keep" their force, which latents of two runs give away.
         log: a file that every flagged prompt and every graph is written to, or None.
@@ -43,6 +45,7 @@ class Policy:
     log_prompts: str = "leave out"
     counts_token: str | None = None
     judge: str | None = None
+    also: tuple[str, ...] = ()
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -69,6 +72,14 @@ def read_policy(path: str | Path) -> Policy:
             f"{path}: {'unknown: ' + ', '.join(unknown) if unknown else 'it names no direction'}; known: {', '.join(known)}"
         )
     numbers = ("alpha", "budget")
+    also = content.pop("also", [])
+    if not isinstance(also, list) or not all(isinstance(word, str) for word in also):
+        raise PolicyError(f"{path}: also is {also!r}, not a list of words")
+    try:
+        if also:
+            names_of(also)
+    except ValueError as error:
+        raise PolicyError(f"{path}: also: {error}") from None
     for name, value in content.items():
         right = (
             isinstance(value, (int, float)) and not isinstance(value, bool)
@@ -77,7 +88,7 @@ def read_policy(path: str | Path) -> Policy:
         )
         if not right:
             raise PolicyError(f"{path}: {name} is {value!r}, not a {'number' if name in numbers else 'text'}")
-    policy = Policy(**content)
+    policy = Policy(**content, also=tuple(also))
     if policy.mode not in MODES or policy.on_flag not in ("steer", "refuse", "report"):
         raise PolicyError(f"{path}: mode is one of {', '.join(MODES)} and on_flag is steer, refuse or report")
     if policy.log_prompts not in PROMPTS:

@@ -41,7 +41,7 @@ def guarded(guider: Any, host: Host) -> dict[str, list]:
 
 
 def _guard(entry: Entry, host: Host, avoided: bool) -> Entry:
-    mine = [record for record in carried(entry) if record.host and sha_of(record.aligned) == host.direction.fingerprint]
+    mine = [record for record in carried(entry) if record.host and sha_of(record.aligned) == host.fingerprint]
     if not mine and silent(entry):
         return entry
     if not mine:

@@ -11,6 +11,8 @@ from typing import Any, Callable
 from comfy_execution.utils import get_executing_context
 
 from ...directions.graph import is_link
+from ...directions.joining import joined_fingerprint
+from ...directions.words import fingerprint, harmless_prompts, names_of
 from .. import settings
 from ..encoders.flag import LOG
 from . import VARIABLE
@@ -31,10 +33,15 @@ class HostFault(ValueError):
 
 @dataclass(frozen=True)
 class Order:
-    """A policy, with what it names loaded."""
+    """A policy, with what it names loaded.
+
+    Attributes:
+        fingerprint: of the direction, with what was typed beside it.
+    """
 
     policy: Policy
     direction: Any
+    fingerprint: str
     settings: Any
     handler: logging.Handler | None
     judge: Any
@@ -65,6 +72,11 @@ class Host:
     def direction(self) -> Any:
         """The policy's, loaded."""
         return self._now().direction
+
+    @property
+    def fingerprint(self) -> str:
+        """What alignments that steer by this policy are of."""
+        return self._now().fingerprint
 
     @property
     def settings(self) -> Any:
@@ -104,6 +116,11 @@ class Host:
             if policy.on_flag == "report":
                 steering = replace(steering, mode="gate", alpha=0.0)
             direction = self._load(policy.direction)
+            known = direction.fingerprint
+            if policy.also:
+                known = joined_fingerprint(known, fingerprint(policy.also, harmless_prompts(direction)))
+                if steering.categories:
+                    steering = replace(steering, categories=(*steering.categories, *names_of(policy.also)))
             judge = self._load_judge(policy.judge) if policy.judge else None
             handler = opened(policy.log) if policy.log else None
         except Exception as error:
@@ -121,7 +138,7 @@ class Host:
             before.handler.close()
         if handler is not None:
             LOG.addHandler(handler)
-        self._order = Order(policy, direction, steering, handler, judge)
+        self._order = Order(policy, direction, known, steering, handler, judge)
         told = {name: value for name, value in asdict(policy).items() if name != "counts_token"}  # a secret
         say(f"host mode: {told}", event="policy", action="read", **told)
 

@@ -323,6 +323,21 @@ def test_a_flagged_negative_is_steered_unless_the_policy_keeps_it(plain, host, a
     assert torch.equal(asked[0], positive) and not torch.equal(asked[1], negative)
 
 
+def test_what_is_typed_in_the_policy_is_steered_too(plain, host, alignments, tmp_path):
+    spider, friends = (
+        lambda server, text=text: run(server, linked(base(), pos__text=text))[0]
+        for text in ("a spider on a leaf, macro photograph", "two friends laughing in a cafe")
+    )
+    asked = spider(plain)
+    assert torch.equal(spider(host), asked)
+    with policy_server(alignments, tmp_path, POLICY | {"also": ["spiders"]}) as typing:
+        assert not torch.equal(spider(typing), asked)
+        assert torch.equal(friends(typing), friends(plain))
+        assert not torch.equal(run(typing, base())[0], run(plain, base())[0]), "the direction still counts"
+        events = [json.loads(line) for line in open(tmp_path / "log.txt")]
+        assert {"typed", "global"} == {event["name"] for event in events if event["event"] == "flagged"}
+
+
 def checked(server, tmp_path, capsys):
     """What host-check says of a server: its exit status and its words."""
     graph = linked(base(), pos__text="{prompt}", ckpt__name="checked")

@@ -31,7 +31,8 @@ def test_the_same_words_are_not_read_again(tiny):
     tiny.queue(typed(SMOKER))
     folder = tiny.base / "user" / "safety_directions"
     kept = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.safetensors")}
-    result = tiny.queue(typed("a man lighting a cigarette under a streetlamp"))
+    result = tiny.queue(typed("a man lighting a cigarette under a streetlamp", words="cigarettes,"))
+    assert "typed" not in result.cached, "the node itself ran again"
     assert shown(result, "plain")["flagged"]
     assert {path.name: path.stat().st_mtime_ns for path in folder.glob("*.safetensors")} == kept
 
