@@ -4,9 +4,11 @@
 # make clean    remove what these leave in this folder (the cache stays; it can be deleted at any time)
 #
 # PYTHON=python3.12         the Python to build with, 3.10 or newer
+# TEST_PROCESSES=1         how many test files run side by side; 2 if not said
 # COMFYUI_PATH, COMFYUI_PYTHON, SAFETY_DIRECTIONS_CACHE     see harness/environment.py
 
 PYTHON ?= python3
+TEST_PROCESSES ?= 2
 MYPY_CONFIG := $(shell grep -qs '^\[tool.mypy\]' pyproject.toml || echo --ignore-missing-imports)
 
 .PHONY: demo test test-cuda clean
@@ -24,7 +26,7 @@ test:
 	@set -e; python="$$($(PYTHON) -m harness.environment test)"; \
 	"$$python" -m ruff check .; \
 	"$$python" -m mypy $(MYPY_CONFIG) --explicit-package-bases $(wildcard directions nodes); \
-	"$$python" -m pytest tests -q -rs --ignore=tests/comfyui/test_cuda.py
+	"$$python" -m pytest tests -q -rs --ignore=tests/comfyui/test_cuda.py --numprocesses $(TEST_PROCESSES) --dist loadfile
 
 test-cuda:
 	@python="$$($(PYTHON) -m harness.environment test)" && "$$python" -m pytest tests/comfyui/test_cuda.py -q -rs

