@@ -17,8 +17,8 @@ USUAL = 10
 """How many prompts' worth the mean 0 and the deviation 1 count beside a language's own prompts, of which there may be few."""
 
 READ = 0.7
-"""Area under the ROC curve of a language's mentions against its everyday prompts below which an encoder doesn't read it: chance is
-0.5. Languages of which nothing is found lie below 0.6; those of which an eighth or more is found above 0.72 (docs/log.md)."""
+"""Area under the ROC curve of a language's mentions against its everyday prompts below which an encoder doesn't read it; 0.5 is
+chance. Languages of which nothing is found lie below 0.6; those of which an eighth or more is found above 0.72 (docs/log.md)."""
 
 FEWEST = 20
 """Mentions of a language from which such an area says anything."""

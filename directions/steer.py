@@ -12,13 +12,9 @@ from .bank import land
 from .slot import SlotAlignment, check_budget
 from .verdict import Calibration, Verdict
 
-TOKEN_MARGINS = (1.25, 1.0, 0.75, 0.5, 0.25, 0.0, -0.25, -0.5)
-"""Token scores above which the gate moves tokens, one after the other until the prompt reads STOP. Chosen on pictures and
-on probe-ASR (docs/log.md)."""
-
-STOP = -1.0
-"""Prompt score at which the gate has moved enough: one standard deviation safer than the average harmless prompt. Compared
-with 0 on pictures (docs/log.md)."""
+TOKEN_MARGIN = 1.25
+"""Token score above which the gate moves tokens. Of 1,573 flagged prompts none was flagged afterwards; moving more, until the
+prompt scores lower, takes no more pictures and moves what is flagged wrongly further (docs/log.md)."""
 
 FAR, FAR_BEHIND = 0.3, 0.7
 """A token that scores below this share of its prompt's highest is some other word; behind the highest one the bar is
@@ -166,37 +162,25 @@ def gate(
 ) -> Moved:
     """Act on flagged prompts only, there on the tokens that carry the concept, and land among benign states.
 
-    Tokens move whose score lies above the prompt's mean or the first of TOKEN_MARGINS; where the prompt then still reads above
-    STOP, those above the next margin move too. Of those that move the highest land. What scores far below them is some other
-    word that tells of the concept around it: it goes the way that they went on average, and stays that word; unless it scores
-    above SURE, where hardly any harmless word does.
+    Tokens move whose score lies above TOKEN_MARGIN or the prompt's mean. Of these the highest land. What scores far below them is
+    some other word that tells of the concept around it: it goes the way that they went on average, and stays that word; unless it
+    scores above SURE, where hardly any harmless word does.
     """
     assert verdict is not None
-    names = slot.chosen(settings.categories)
-    pending = verdict.flagged.to(content.device)
-    if not pending.any():
+    flagged = verdict.flagged.to(content.device)
+    if not flagged.any():
         return Moved(states, torch.zeros_like(content))
+    names = slot.chosen(settings.categories)
     token_scores = torch.stack([slot.score(states, name) for name in names]).amax(0)
     mean = (token_scores * content).sum(-1, keepdim=True) / content.sum(-1, keepdim=True).clamp_min(1)
     context = _context(token_scores.masked_fill(~content, -torch.inf))
-    index = [slot.index(name) for name in names]
-    shift = settings.alpha * slot.vector(names).to(states)
+    moves = content & flagged.unsqueeze(-1) & (token_scores > mean.clamp(max=TOKEN_MARGIN))
+    lands = moves & ~context
     bank, spacing = slot.bank.to(states.device), slot.bank_spacing.to(states.device)
-    out, landed, moved = states, states.clone(), torch.zeros_like(content)
-    for margin in TOKEN_MARGINS:
-        chosen = content & pending.unsqueeze(-1) & ~moved & (token_scores > mean.clamp(max=margin))
-        if not chosen.any():
-            continue
-        moved = moved | chosen
-        chosen = chosen & ~context
-        landed[chosen] = land(states[chosen] + shift, bank, spacing)
-        leading = (moved & ~context).sum(-1)
-        mean_shift = (landed - states).sum(-2, keepdim=True) / leading[..., None, None].clamp_min(1)
-        out = torch.where((moved & context).unsqueeze(-1), states + mean_shift, landed)
-        pending = pending & (slot.prompt_scores(out, content)[..., index].amax(-1) > STOP)
-        if not pending.any():
-            break
-    return Moved(out, moved & ~context)
+    landed = states.clone()
+    landed[lands] = land(states[lands] + settings.alpha * slot.vector(names).to(states), bank, spacing)
+    mean_shift = (landed - states).sum(-2, keepdim=True) / lands.sum(-1)[..., None, None].clamp_min(1)
+    return Moved(torch.where((moves & context).unsqueeze(-1), states + mean_shift, landed), lands)
 
 
 def _context(token_scores: Tensor) -> Tensor:

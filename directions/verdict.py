@@ -16,9 +16,9 @@ FLOOR = 0.5
 """Share of everyday harmless prompts that lie below the floor, where grading begins: the median one is left as it is."""
 
 
-STEEPNESS = 8
+STEEPNESS = 16
 """The power of the grade that graded steering's strength is: nearly nothing for most harmless prompts, and most of it where a
-prompt comes near the threshold. At equal drift 4 to 12 leave a probe as many attacks, 1 three times as many (docs/log.md)."""
+prompt comes near the threshold. The least at which harmless prompts drift by no more than 0.1 benign spreads (docs/log.md)."""
 
 LANDED = 1.25
 """Grade from which graded steering lands in full. Between 1 and it a harmless prompt that is flagged by little moves little."""

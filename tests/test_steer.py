@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from directions.bank import land, spacing_of
 from directions.scores import KNOTS, MENTION, MOST_MENTION, NEAR, SHARPNESS, TOP
-from directions.steer import FAR, FAR_BEHIND, MODES, STOP, SURE, TOKEN_MARGINS
+from directions.steer import FAR, FAR_BEHIND, MODES, SURE, TOKEN_MARGIN
 from directions.verdict import LANDED, STEEPNESS
 
 
@@ -65,7 +65,7 @@ def test_gate_touches_only_the_tokens_that_carry_the_concept(planted, aligned):
     before, after = len(planted.states[0]), len(planted.states[0]) + len(planted.unsafe)
     assert changed[before:after].all()
     scores = aligned.score(prompt)
-    assert not changed[scores < min(scores.mean(), TOKEN_MARGINS[-1])].any()
+    assert not changed[scores < min(scores.mean(), TOKEN_MARGIN)].any()
 
 
 def test_gate_treats_each_prompt_of_a_batch_by_itself(planted, aligned):
@@ -140,9 +140,8 @@ def follows(scores, token):
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 999), st.sampled_from([0.05, 0.5, 1.0]))
 def test_the_gate_does_what_its_definition_says_of_each_token(aligned, seed, budget):
-    """In a flagged prompt the tokens above min(mean, margin) move, margin by margin, until the prompt reads STOP or
-    less: those that
-    score near the highest land, shifted by alpha times the vector, the others go their way on average. Nothing else changes."""
+    """In a flagged prompt the tokens above min(mean, margin) move: those that score near the highest land, shifted by alpha times
+    the vector, the others go their way on average. Nothing else changes."""
     states = aligned.slot.center + 3 * torch.randn(
         3, 6, aligned.slot.width, generator=torch.Generator().manual_seed(seed)
     )
@@ -161,29 +160,14 @@ def test_the_gate_does_what_its_definition_says_of_each_token(aligned, seed, bud
         )
         expected = before
         if aligned.prompt_score(before) > aligned.threshold(budget):
-            for margin in TOKEN_MARGINS:
-                chosen = [t for t in range(6) if scores[t] > min(scores.mean().item(), margin)]
-                leading = [t for t in chosen if not follows(scores, t)]
-                way = torch.stack([landed[t] - before[t] for t in leading]).mean(0)
-                expected = torch.stack(
-                    [before[t] if t not in chosen else landed[t] if t in leading else before[t] + way for t in range(6)]
-                )
-                if aligned.slot.prompt_scores(expected)[0] <= STOP:
-                    break
+            chosen = [t for t in range(6) if scores[t] > min(scores.mean().item(), TOKEN_MARGIN)]
+            leading = [t for t in chosen if not follows(scores, t)]
+            way = torch.stack([landed[t] - before[t] for t in leading]).mean(0)
+            expected = torch.stack(
+                [before[t] if t not in chosen else landed[t] if t in leading else before[t] + way for t in range(6)]
+            )
         same = (expected == before).all(-1)
         assert torch.equal(after[same], before[same]) and torch.allclose(after, expected, atol=1e-3)
-
-
-def test_a_prompt_that_stays_unsafe_loses_more_of_its_tokens(aligned):
-    """What scores too low for the first margin moves where the rest is not enough."""
-    states = aligned.slot.center + 3 * torch.randn(
-        200, 8, aligned.slot.width, generator=torch.Generator().manual_seed(1)
-    )
-    first = [(score > min(score.mean().item(), TOKEN_MARGINS[0])).sum().item() for score in aligned.score(states)]
-    flagged = aligned.flagged(states, 0.2)
-    count = (aligned.steer(states, alpha=5.0, mode="gate", budget=0.2) != states).any(-1).sum(-1)
-    more = count > torch.tensor(first)
-    assert 0 < (more & flagged).sum() < flagged.sum() and not count[~flagged].any()
 
 
 def test_a_word_beside_the_concept_stays_nearer_to_itself_than_one_that_lands(planted, aligned):
@@ -240,8 +224,10 @@ def test_half_of_everyday_prompts_lie_below_the_floor(planted, aligned):
     draw = torch.Generator().manual_seed(5)
     noise = 0.3 * torch.randn(1000, 5, aligned.slot.width, generator=draw)
     fresh = (torch.randn(1000, 16, generator=draw) @ planted.to_target).unsqueeze(1) + noise
+    below = aligned.verdict(fresh, 0.05).grade <= 0
+    assert below.float().mean().item() == pytest.approx(0.5, abs=0.06)
     same = (aligned.steer(fresh, 8.0, "graded", budget=0.05) == fresh).flatten(1).all(1)
-    assert same.float().mean().item() == pytest.approx(0.5, abs=0.06)
+    assert same[below].all() and 0.5 < same.float().mean() < 0.7  # a little above the floor the shift is lost in rounding
 
 
 def test_between_floor_and_threshold_graded_adds_a_power_of_the_grade_times_alpha(aligned):

@@ -17,7 +17,7 @@ from ...directions.place import Place
 SHARED = "aligned"
 """The folder for alignments to share, in models/safety_directions."""
 
-FORMAT = 10
+FORMAT = 11
 """Of what is kept; another number makes every alignment anew."""
 
 
