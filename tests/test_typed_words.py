@@ -277,3 +277,12 @@ def test_what_cannot_be_joined_is_refused(typed, both, spiders):
         directions.joined(typed, directions.Alignment({"other": spiders.slot}))
     with pytest.raises(ValueError, match="joined itself"):
         directions.joined(directions.from_words(["clowns"], encode, HARMLESS), both)
+
+
+def test_states_that_are_fitted_in_single_precision_read_the_same(typed):
+    onto, _ = torch.linalg.qr(torch.randn(1100, WIDTH, generator=torch.Generator().manual_seed(0)))
+    aligned = directions.from_words(["cigarettes"], lambda p: [rows @ onto.T for rows in encode(p)], HARMLESS)
+    for rows in encode([*UNSEEN, *HARMLESS[:20]]):
+        wide = rows @ onto.T
+        assert torch.isfinite(aligned.prompt_scores(wide)).all()
+        assert aligned.flagged(wide, 0.01) == typed.flagged(rows, 0.01)
