@@ -21,6 +21,8 @@ from .clock import Row
 SECTIONS = {
     "steer": ("steering:measure", "Apply Safety Direction against one CLIP-L encode"),
     "align": ("aligning:measure", "reading the anchors, against the encoder's own passes"),
+    "usable": ("usable:measure", "the fewest anchors that are read, against all: time, and what is lost"),
+    "flux": ("flux:measure", "FLUX's encoders: on a graphics card at their real size, else counted on small ones"),
     "again": ("aligning:again", "aligning the same encoder a second time"),
     "size": ("size:measure", "how large a file an alignment is"),
     "solve": ("solving:measure", "the maps at 4096 x 4096"),

@@ -9,21 +9,29 @@ import os
 import shutil
 import sys
 import tempfile
-from functools import cache
 from typing import Any
+
+import torch
 
 from harness.environment import find
 from harness.server import ROOT
 
 
-@cache
-def pack() -> Any:
-    """The pack as ComfyUI imports it, from a ComfyUI without models; `pack().nodes.encoders` is what the nodes use."""
+def pack(card: bool = False) -> Any:
+    """The pack as ComfyUI imports it, from a ComfyUI without models; `pack().nodes.encoders` is what the nodes use.
+
+    Args:
+        card: let ComfyUI use a graphics card, if it has one and the pack wasn't imported yet.
+    """
+    return sys.modules.get("pack") or _imported([] if card and torch.cuda.is_available() else ["--cpu"])
+
+
+def _imported(options: list[str]) -> Any:
     environment = find("test")
     sys.path[:0] = [os.fspath(environment.comfyui), *map(os.fspath, environment.pythonpath)]
     base = tempfile.mkdtemp(prefix="safety-directions-")
     atexit.register(shutil.rmtree, base, ignore_errors=True)
-    sys.argv = [sys.argv[0], "--cpu", "--base-directory", base]
+    sys.argv = [sys.argv[0], *options, "--base-directory", base]
     import comfy.options
 
     comfy.options.enable_args_parsing()
@@ -42,7 +50,6 @@ def clip_l() -> Any:
     pack()
     import comfy.sd
     import comfy.sd1_clip
-    import torch
 
     class Target:
         params: dict[str, Any] = {}

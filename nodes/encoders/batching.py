@@ -118,9 +118,11 @@ class BatchReader:
                 comfy.model_management.soft_empty_cache()
                 self._able = False
                 self._forget()
-        part, row, trimmed = self._kept.pop((path, ids), (None, ids, None))
+        # Kept until the batch is over: to a tokenizer without their letters, many prompts are the same.
+        part, row, trimmed = self._kept.get((path, ids), (None, ids, None))
         if part is None:
             return read(sections)
+        part = _map(part, torch.clone)
         return part if trimmed is None else _restored(part, row, pad, trimmed)
 
     def _read_ahead(
@@ -136,7 +138,8 @@ class BatchReader:
         if self._trims.get(path):
             return [(row, part, length) for row, part in zip(rows, parts)]
         rows = [row for row in rows if len(row) == len(ids)]
-        parts = _split(read([list(row) for row in rows]), len(rows)) if len(rows) > 1 else []
+        output = read([list(row) for row in rows]) if rows else ()
+        parts = _split(output, len(rows)) if len(rows) > 1 else [output]
         return [(row, part, None) for row, part in zip(rows, parts)]
 
 
