@@ -28,6 +28,10 @@ BANK_SIZE, BANK_VALUES = 4096, 2**27
 """Benign token states to land on; 8,192 and 16,384 were tried and not kept (docs/log.md, Pictures). And values: a bank takes no
 more than 256 MiB, so that one of the widest states has 2,520."""
 
+BANK_SHARE = 0.25
+"""Share of benign tokens that a bank is drawn from. By the shipped direction every reader reads them below average;
+where only the global one did, twice as many of the flagged prompts still drew the unsafe thing (docs/log.md)."""
+
 LEVEL_TOKENS = 20_000
 """Tokens, evenly drawn, that quantiles of components are taken from: a level at 1% is then known to 0.07%."""
 
@@ -243,10 +247,12 @@ def _token_levels(tokens: Sequence[Tensor], vectors: Tensor, center: Tensor) -> 
 
 
 def _bank(tokens: Sequence[Tensor], center: Tensor, readers: Tensor) -> Tensor:
-    """A compact set of benign token states to land on: evenly drawn from those that every reader [K, W] reads below average.
-    Where only the global one did, twice as many of the flagged prompts still drew the unsafe thing (docs/log.md)."""
-    low = torch.cat([((rows - center) @ readers.T < 0).all(1) for rows in tokens])
-    return _rows(tokens, _evenly(low.nonzero().flatten(), min(BANK_SIZE, BANK_VALUES // len(center))))
+    """A compact set of benign token states to land on: evenly drawn from the share BANK_SHARE whose highest reading by any of the
+    readers [K, W] is lowest."""
+    highest = torch.cat([((rows - center) @ readers.T).amax(1) for rows in tokens])
+    bar = highest.kthvalue(max(1, round(BANK_SHARE * len(highest)))).values
+    low = (highest <= bar).nonzero().flatten()
+    return _rows(tokens, _evenly(low, min(BANK_SIZE, BANK_VALUES // len(center))))
 
 
 def _evenly(index: Tensor, count: int) -> Tensor:
