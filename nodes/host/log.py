@@ -16,6 +16,10 @@ MAX_BYTES, KEPT = 10_000_000, 5
 """A file of a log, and how many older ones are kept beside it."""
 
 
+MOST, LONGEST = 50, 2_000
+"""Texts of a graph that are logged, and how much of each: else a client could turn the log over with a few graphs."""
+
+
 class JsonLines(logging.Formatter):
     """A record's `event`, as one line of JSON; a record without one is its message."""
 
@@ -65,7 +69,7 @@ def texts(graph: Mapping[str, Any], how: str) -> dict[str, list[str]]:
         return {}
     inputs = (node.get("inputs") for node in graph.values() if isinstance(node, dict))
     values = (value for one in inputs if isinstance(one, dict) for value in one.values())
-    found = [value for value in values if isinstance(value, str) and " " in value]
+    found = [value for value in values if isinstance(value, str) and " " in value][:MOST]
     if how == "hash":
         return {"sha256": [hashlib.sha256(text.encode()).hexdigest() for text in found]}
-    return {"texts": found}
+    return {"texts": [text[:LONGEST] for text in found]}

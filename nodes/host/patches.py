@@ -14,7 +14,7 @@ import comfy.sd
 from ..encoders.clip import is_bare
 from .encoding import Encoding
 from .pictures import judged
-from .sampling import guarded
+from .sampling import check_batch, guarded
 from .server import Host
 
 
@@ -23,6 +23,7 @@ def apply(host: Host) -> Encoding:
     encoding = Encoding(host)
     encode, scheduled = comfy.sd.CLIP.encode_from_tokens, comfy.sd.CLIP.encode_from_tokens_scheduled
     sample = comfy.samplers.CFGGuider.sample
+    batch = comfy.samplers.calc_cond_batch
     decode, tiled = comfy.sd.VAE.decode, comfy.sd.VAE.decode_tiled
 
     @wraps(encode)
@@ -49,6 +50,11 @@ def apply(host: Host) -> Encoding:
         finally:
             self.original_conds = asked
 
+    @wraps(batch)
+    def checked_batch(model: Any, conds: list, *args: Any, **kwargs: Any) -> Any:
+        check_batch(conds, host)
+        return batch(model, conds, *args, **kwargs)
+
     @wraps(decode)
     def judged_decode(self: Any, *args: Any, **kwargs: Any) -> Any:
         return judged(decode(self, *args, **kwargs), host)
@@ -61,4 +67,5 @@ def apply(host: Host) -> Encoding:
     comfy.sd.CLIP.encode_from_tokens = encode_from_tokens
     comfy.sd.CLIP.encode_from_tokens_scheduled = encode_from_tokens_scheduled
     comfy.samplers.CFGGuider.sample = guarded_sample
+    comfy.samplers.calc_cond_batch = checked_batch
     return encoding

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Iterable, MutableMapping
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from ..encoders.entry import Entry
 from ..encoders.flag import act_on
@@ -17,6 +21,10 @@ from .server import Host
 
 class Unread(ValueError):
     """Conditioning whose text this process never read."""
+
+
+_PASSED: MutableMapping[Tensor, None] = WeakIdKeyDictionary()
+"""States that were let into a sampler."""
 
 
 def guarded(guider: Any, host: Host) -> dict[str, list]:
@@ -36,8 +44,29 @@ def guarded(guider: Any, host: Host) -> dict[str, list]:
         entries = [_guard(as_entry(cond), host, avoided) for cond in conds]
         for record in (record for entry in entries if not avoided for record in marks(entry)[:1]):
             note(NODE, record)
+        _PASSED.update((states, None) for states, _ in entries if torch.is_tensor(states))
         found[name] = [as_cond(entry) for entry in entries]
     return found
+
+
+def check_batch(conds: Iterable[list | None], host: Host) -> None:
+    """Let a model be asked only with what its sampler was let have; a patch on it may hold conditioning of its own (PerpNeg).
+
+    Raises:
+        Unread: there is other conditioning, and it isn't as host mode steered it.
+    """
+    for cond in (cond for side in conds for cond in side or ()):
+        entry = as_entry(cond)
+        if not torch.is_tensor(entry[0]) or entry[0] in _PASSED:
+            continue
+        if not silent(entry) and not any(record.host and record.settings == host.settings for record in marks(entry)):
+            if not host.reports:
+                raise Unread(
+                    f"{NODE}: a patch on the model holds conditioning that this server hasn't read as it is, so that nothing is "
+                    "sampled. Give it what a text encode node gives, unchanged"
+                )
+            say(f"{NODE}: a patch on the model holds a text that this server hasn't read", event="unread", action="reported")
+        _PASSED[entry[0]] = None
 
 
 def _guard(entry: Entry, host: Host, avoided: bool) -> Entry:

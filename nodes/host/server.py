@@ -166,7 +166,7 @@ class Host:
         if self._order is None:
             refusal = {"class_type": "SafetyDirectionRefusal", "inputs": {"message": self.fault}}
             return {**request, "prompt": {f"{PREFIX}:refusal": refusal}}
-        client, graph = request.get("client_id"), request.get("prompt")
+        client, graph = str(request.get("client_id"))[:100], request.get("prompt")
         if not isinstance(graph, dict):
             return request  # ComfyUI says what is wrong with it
         told = texts(graph, self.policy.log_prompts)

@@ -450,6 +450,21 @@ def test_conditioning_from_files_alone_is_refused(plain, host):
     assert seen(host, {name: each for name, each in graph.items() if name not in ("pos", "neg")}, "files alone") is None
 
 
+@pytest.mark.parametrize("held", ["from a file", "two that are joined"])
+def test_conditioning_in_a_patch_of_the_model_is_refused_unless_it_was_read(plain, host, held):
+    """PerpNeg asks the model with what it was given, past the sampler; at cfg 0 nothing else is drawn."""
+
+    def make(conditioning):
+        graph = from_a_file(()) | other_text_encoder()
+        graph["nag"] = node("PerpNeg", model=["ckpt", 0], empty_conditioning=conditioning, neg_scale=1.0)
+        return linked(graph, pos__text=BENIGN, neg__text=BENIGN, k__model=["nag", 0], k__cfg=0.0, k__positive=["pos", 0])
+
+    where = {"from a file": ["file", 1], "two that are joined": ["joined", 0]}[held]
+    assert seen(plain, make(where), f"held {held}, asked") is not None
+    assert seen(host, make(where), f"held {held}") is None
+    assert seen(host, make(["pos", 0]), f"held {held}, read") is not None
+
+
 def test_a_harmless_negative_keeps_its_force(plain, host):
     graph = lambda: linked(base(), neg__text="blurry, low quality")
     asked, got = seen(plain, graph(), "harmless negative, asked"), seen(host, graph(), "harmless negative")

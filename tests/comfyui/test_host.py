@@ -438,6 +438,7 @@ def test_the_places_that_are_patched_are_comfyui_s_own(host):
         body = text[text.index(kind) :]
         assert all(re.search(rf"    def {name}\(self, ", body) for name in names)
     sampled = (find().comfyui / "comfy" / "samplers.py").read_text(encoding="utf-8")
+    assert re.search(r"^def calc_cond_batch\(model: .*, conds: ", sampled, re.M)
     assert "for k in self.original_conds:" in sampled, "CFGGuider.sample takes its conds from somewhere else"
 
 

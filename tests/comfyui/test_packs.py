@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 import directions
 from directions.evaluate import GraphError, Remote
 from directions.evaluate.client import raise_failed
+from harness.environment import COMFYUI_DEFAULT, default_version
 from harness.server import PACK, ROOT, Server
 from tests.comfyui.test_host import ADVANCED, DUAL, HERE, STEPS, linked, node
 from tests.few import few
@@ -95,6 +96,8 @@ CORE = {
     "BasicGuider": lambda text: custom(text, node("BasicGuider", model=["ckpt", 0], conditioning=["pos", 0])),
     "DualCFGGuider": lambda text: custom(text, node("DualCFGGuider", **DUAL, style="regular")),
     "PerpNegGuider": lambda text: custom(text, node("PerpNegGuider", **PERPNEG)),
+    "DualModelGuider": lambda text: custom(text, node("DualModelGuider", **SIDES, model_negative=["other", 0], cfg=2.0)) | {"other": node("TinyImageModel")},
+    "PerpNeg": patched("PerpNeg", empty_conditioning=["neg", 0], neg_scale=1.0),
     "a batch of two": lambda text: linked(base(text), latent__batch_size=2),
     "two samplers in a row": again,
     "from a picture": from_a_picture,
@@ -260,7 +263,7 @@ def host(folder):
 @pytest.mark.parametrize("name", CORE | HABITS)
 def test_an_honest_graph_runs_in_host_mode_as_it_runs_without(plain, host, name):
     asked, got = plain[name, HARMLESS], host[name, HARMLESS]
-    assert torch.is_tensor(asked), asked
+    unless_unknown(asked)
     assert torch.is_tensor(got), got
     assert torch.equal(asked, got)
 
@@ -277,8 +280,14 @@ def test_the_table_says_what_becomes_of_each_habit(plain, host, name):
     assert found | {"host mode": outcome(asked, host[name, UNSAFE])} == expected()[name]
 
 
-def outcome(asked, got):
+def unless_unknown(asked):
+    if isinstance(asked, str) and "not found" in asked and default_version() != COMFYUI_DEFAULT:
+        pytest.skip(f"ComfyUI {default_version()}: {asked}")
     assert torch.is_tensor(asked), asked
+
+
+def outcome(asked, got):
+    unless_unknown(asked)
     if got is None:
         return "no socket"
     if torch.is_tensor(got):

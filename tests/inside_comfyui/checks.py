@@ -404,3 +404,13 @@ def test_an_alignment_that_can_not_be_kept_still_works_and_says_so(encoders, dir
 def test_a_checkpoint_without_a_text_encoder_says_so(encoders, direction):
     with pytest.raises(ValueError, match="this checkpoint has no text encoder"):
         encoders.align_encoder(None, direction, "svd")
+
+
+def test_a_host_s_log_holds_no_more_of_a_graph_than_a_few_long_texts(encoders):
+    """Else a client could turn the log over with a few graphs."""
+    log = importlib.import_module("pack.nodes.host.log")
+    graph = {str(i): {"inputs": {"text": f"{i} " + "a long text " * 10_000}} for i in range(200)}
+    (kept,) = log.texts(graph, "keep").values()
+    assert 100 * 2_000 >= sum(map(len, kept)) and kept[3].startswith("3 a long text")
+    (hashes,) = log.texts(graph, "hash").values()
+    assert len(hashes) == len(kept) and len(set(map(len, hashes))) == 1 and log.texts(graph, "leave out") == {}
