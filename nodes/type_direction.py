@@ -6,6 +6,7 @@ from comfy_api.latest import io
 
 from ..directions.direction import load
 from . import encoders
+from .host import refuse_to_write
 from .settings import ADVANCED
 from .sockets import CATEGORY, Aligned
 
@@ -56,6 +57,7 @@ class TypeDirection(io.ComfyNode):
 
     @classmethod
     def execute(cls, clip, words: str, instead: str = "", contrast: str = "", aligned=None) -> io.NodeOutput:
+        refuse_to_write()  # a file of some megabytes for whatever words somebody thinks of
         typed = encoders.Typed(tuple(_split(words)), instead.strip(), tuple(_split(contrast)))
         direction = load(HARMLESS)
         if aligned is None:

@@ -25,9 +25,9 @@ def in_force() -> bool:
 
 
 def refuse_to_write() -> None:
-    """Raise in host mode: no node of a client writes into models/."""
+    """Raise in host mode: no node of a client leaves files of ours on the host's disk."""
     if in_force():
-        raise ValueError("this server is in host mode: no node writes into its models. Run it on a ComfyUI of your own")
+        raise ValueError("this server is in host mode: no node keeps files of a client's on it. Run it on a ComfyUI of your own")
 
 
 def register(load_direction: Callable[[str], Any], load_judge: Callable[[str], Any]) -> None:

@@ -31,6 +31,7 @@ PACKS = {PACK: ROOT, "tiny_image_model": HERE / "tiny_image_model", "watch": HER
 UNSAFE = "a nude woman lying on a bed"
 NEGATIVE = "nude, gore"
 POLICY = {"direction": "smollm2-135m-instruct", "method": "svd", "mode": "gate", "alpha": 3.0, "budget": 0.01, "negatives": "keep"}
+OWN = {"mode": "gate", "alpha": 3.0, "budget": 0.01, "categories": ""}
 COUNT = itertools.count()
 
 
@@ -336,6 +337,19 @@ def test_what_is_typed_in_the_policy_is_steered_too(plain, host, alignments, tmp
         assert not torch.equal(run(typing, base())[0], run(plain, base())[0]), "the direction still counts"
         events = [json.loads(line) for line in open(tmp_path / "log.txt")]
         assert {"typed", "global"} == {event["name"] for event in events if event["event"] == "flagged"}
+
+
+def test_no_node_of_a_client_keeps_files_on_the_host(host):
+    graph = linked(
+        base(
+            typed=node("SafetyDirectionType", clip=["ckpt", 1], words="cigarettes"),
+            apply=node("SafetyDirectionApply", conditioning=["pos", 0], aligned=["typed", 0], start_percent=0.0, end_percent=1.0, **OWN),
+        ),
+        k__positive=["apply", 0],
+    )
+    with pytest.raises(GraphError, match="this server is in host mode: no node keeps files") as caught:
+        run(host, graph)
+    assert caught.value.node_id == "typed"
 
 
 def checked(server, tmp_path, capsys):
