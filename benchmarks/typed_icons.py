@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,16 +55,16 @@ class Typed(NamedTuple):
     special: SpecialTokenBank
 
 
-def type_icon(word: str, encoder: Encoder, harmless: Sequence[str]) -> Typed:
-    """The direction of a word in the generator's encoder."""
-    states: dict[str, Tensor] = {}
+def type_icon(word: str, encoder: Encoder, harmless: Mapping[str, Tensor]) -> Typed:
+    """The direction of a word in the generator's encoder, from harmless prompts and their states."""
 
     def encode(prompts: Sequence[str]) -> list[Tensor]:
-        states.update(zip(prompts, (rows.float() for rows in encode_all(encoder, prompts))))
-        return [states[prompt][1:-1] for prompt in prompts]
+        new = [prompt for prompt in prompts if prompt not in harmless]
+        states = {**harmless, **dict(zip(new, encode_all(encoder, new)))}
+        return [states[prompt][1:-1].float() for prompt in prompts]
 
-    aligned = directions.from_words([word], encode, harmless)
-    low = [states[p] for p in harmless if p in states and aligned.prompt_score(states[p][1:-1]) < 0]
+    aligned = directions.from_words([word], encode, list(harmless))
+    low = [rows.float() for rows in harmless.values() if aligned.prompt_score(rows[1:-1].float()) < 0]
     means = torch.stack([rows[1:-1].mean(0) for rows in low])
     return Typed(aligned, SpecialTokenBank.of(means, [{START: rows[0], END: rows[-1]} for rows in low]))
 
@@ -85,7 +85,8 @@ def measure(pairs: int, budget: float) -> list[dict[str, Any]]:
     """A row per typed icon."""
     torch.manual_seed(0)
     encoder, model, judge = Encoder(), load(), judging.load()
-    harmless = harmless_prompts(directions.load(HARMLESS))
+    prompts = harmless_prompts(directions.load(HARMLESS))
+    harmless = dict(zip(prompts, encode_all(encoder, prompts)))
     empty = encode_all(encoder, [""])[0].float()
     keys = [icon.key for icon in ICONS]
 

@@ -5,20 +5,22 @@
 For each concept of benchmarks/prompts/concepts.tsv its word alone is typed (`directions.from_words`), and once more with contrast
 words. Shares at a budget of 1%: of unseen phrasings found (that name it, and that say it in other words), of its neighbours flagged
 (those typed as contrast and the others apart), and of everyday harmless prompts that don't name it, of themes that nothing was
-fitted on. Seconds are those of the word's own prompts and of the fit: harmless prompts are read once per encoder.
+fitted on. Seconds, and seconds of CPU, are those of the word's own prompts and of the fit: harmless prompts are read once per
+encoder. Medians.
 The method was chosen on the concepts of the split `choose`; those of `confirm` were measured once.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import statistics
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Callable
 
-import torch
 from torch import Tensor
 
 import directions
@@ -58,8 +60,12 @@ def flagged(aligned: Alignment, states: Sequence[Tensor]) -> list[bool]:
 
 def measure(target: str, split: str | None, source: str) -> list[dict[str, Any]]:
     """Two rows per concept: its word typed alone, and with contrast words."""
-    table = list(read_table(PROMPTS / "concepts.tsv", ("split", "concept", "kind", "prompt")))
-    contrast = {
+    table = [
+        row
+        for row in read_table(PROMPTS / "concepts.tsv", ("split", "concept", "kind", "prompt"))
+        if split in (None, row["split"])
+    ]
+    contrasts = {
         row["concept"]: row["contrast"].split(", ")
         for row in read_table(PROMPTS / "contrasts.tsv", ("concept", "contrast"))
     }
@@ -69,24 +75,18 @@ def measure(target: str, split: str | None, source: str) -> list[dict[str, Any]]
     encode = Cached(target, harmless)
     states = dict(zip([row["prompt"] for row in table], encode([row["prompt"] for row in table])))
     rows = []
-    for concept in dict.fromkeys(row["concept"] for row in table if split in (None, row["split"])):
+    for contrasted, concept in itertools.product((False, True), dict.fromkeys(row["concept"] for row in table)):
         own = [row for row in table if row["concept"] == concept]
-        for words in ((), contrast[concept]):
-            start = time.perf_counter()
-            aligned = directions.from_words([concept], encode, harmless, contrast=words)
-            row: dict[str, Any] = {
-                "target": target,
-                "concept": concept,
-                "split": own[0]["split"],
-                "contrast": bool(words),
-            }
-            row["seconds"] = time.perf_counter() - start
-            for kind in ("named", "other words", "neighbour"):
-                row[kind] = flagged(aligned, [states[one["prompt"]] for one in own if one["kind"] == kind])
-            left = [s for prompt, s in zip(everyday, everyday_states) if not names_it(prompt, concept)]
-            row["everyday"] = sum(flagged(aligned, left)) / len(left)
-            rows.append(row)
-            print(_line(row), flush=True)
+        start, cpu = time.perf_counter(), time.process_time()
+        aligned = directions.from_words([concept], encode, harmless, contrast=contrasts[concept] if contrasted else ())
+        row: dict[str, Any] = {"target": target, "concept": concept, "split": own[0]["split"], "contrast": contrasted}
+        row |= {"seconds": time.perf_counter() - start, "cpu": time.process_time() - cpu}
+        for kind in ("named", "other words", "neighbour"):
+            row[kind] = flagged(aligned, [states[one["prompt"]] for one in own if one["kind"] == kind])
+        left = [s for prompt, s in zip(everyday, everyday_states) if not names_it(prompt, concept)]
+        row["everyday"] = sum(flagged(aligned, left)) / len(left)
+        rows.append(row)
+        print(_line(row), flush=True)
     return rows
 
 
@@ -97,7 +97,7 @@ def _share(values: Sequence[bool]) -> float:
 def _line(row: dict[str, Any]) -> str:
     shares = " ".join(f"{kind} {_share(row[kind]):.2f}" for kind in ("named", "other words", "neighbour"))
     name = row["concept"] + (" (contrast)" if row["contrast"] else "")
-    return f"{row['target']:14}{name:26}{shares} everyday {row['everyday']:.3f} {row['seconds']:.1f} s"
+    return f"{row['target']:14}{name:26}{shares} everyday {row['everyday']:.3f} {row['seconds']:.1f} s, {row['cpu']:.1f} s of CPU"
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
@@ -112,7 +112,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     }
     means = {name: _share([one for row in rows for one in of(row)]) for name, of in columns.items()}
     means["everyday"] = sum(row["everyday"] for row in rows) / len(rows)
-    return means | {"seconds": float(torch.tensor([row["seconds"] for row in rows]).median())}
+    return means | {name: statistics.median(row[name] for row in rows) for name in ("seconds", "cpu")}
 
 
 def main() -> None:
