@@ -31,14 +31,14 @@ def measure() -> Iterator[Row]:
                     getattr(clip.cond_stage_model, model),
                     [part for entry in tokens for part in next(iter(entry.values()))],
                 ),
-                "ours": lambda: nodes.alignment._anchor_states(clip, some, layout, range(len(some))),
+                "ours": lambda: nodes.alignment.anchor_states(clip, some, layout, range(len(some))),
             }
             with torch.inference_mode():
                 seconds = in_turn(tasks, 3 if count < 100 else 1)
                 alone = [
                     layout.states(entry, clip.encode_from_tokens(entry, return_dict=True))["cond"] for entry in tokens
                 ]
-                ours = nodes.alignment._anchor_states(clip, some, layout, range(len(some)))[0]["cond"]
+                ours = nodes.alignment.anchor_states(clip, some, layout, range(len(some)))[0]["cond"]
             error = max(((a - b).norm(dim=-1).max() / a.norm(dim=-1).mean()).item() for a, b in zip(alone, ours))
             each = {task: f"{median(values) / count * 1e3:.1f} ms" for task, values in seconds.items()}
             yield Row(

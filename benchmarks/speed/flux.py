@@ -80,7 +80,7 @@ def _counts(nodes: Any, prompts: tuple[str, ...], every: int) -> Iterator[Row]:
         model = getattr(clip.cond_stage_model, name)
         model.forward = _counting(passes[name], model.forward)
     with patch.object(nodes.batching, "TOKENS", {}):
-        nodes.alignment._anchor_states(clip, prompts, layout, range(len(prompts)))
+        nodes.alignment.anchor_states(clip, prompts, layout, range(len(prompts)))
     for name, rows in passes.items():
         read = sum(count * length for count, length in rows)
         detail = f"{len(rows)} passes to {every}; {read / 1e3:.0f} thousand tokens to {alone[name] * every / len(prompts) / 1e3:.0f}"

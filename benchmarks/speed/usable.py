@@ -65,7 +65,7 @@ def _times() -> Iterator[Row]:
     with torch.inference_mode():
         clip = minilm()
         layout = nodes.Layout.discover(clip)
-        probes = nodes._probes(clip, layout)
+        probes = nodes.probes_of(clip, layout)
         seconds = []
         for some in (few, whole):
             start = time.process_time()
@@ -76,7 +76,7 @@ def _times() -> Iterator[Row]:
         layout = nodes.Layout.discover(clip)
         prompts = whole.anchor_prompts[:: len(whole.anchor_prompts) // nodes.TIMED]
         start = time.process_time()
-        nodes._anchor_states(clip, prompts, layout, range(len(prompts)))
+        nodes.anchor_states(clip, prompts, layout, range(len(prompts)))
         each = (time.process_time() - start) / len(prompts)
         yield _time("CLIP-L, reading, by its speed", counts, [each * count for count in counts])
 

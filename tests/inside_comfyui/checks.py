@@ -180,7 +180,7 @@ def test_saved_conditioning_is_read_without_classes_and_carries_no_mark(encoders
 def test_anchors_read_in_batches_have_the_states_that_they_have_alone(encoders, minilm):
     prompts = ["a red dog", "a blue cat", "the long road to the harbour", "x"]
     layout = encoders.layout.Layout.discover(minilm)
-    states, special = encoders.alignment._anchor_states(minilm, prompts, layout, range(len(prompts)))
+    states, special = encoders.alignment.anchor_states(minilm, prompts, layout, range(len(prompts)))
     for index, (prompt, rows) in enumerate(zip(prompts, states["cond"])):
         alone = minilm.encode_from_tokens(minilm.tokenize(prompt), return_dict=True)["cond"][0]
         assert torch.allclose(rows, alone[1:-1], atol=1e-4), prompt
@@ -203,7 +203,7 @@ def test_each_language_model_reads_each_prompt_once(encoders, monkeypatch):
     for name in ("clip_l", "t5xxl"):
         model = getattr(clip.cond_stage_model, name)
         monkeypatch.setattr(model, "forward", counting(name, model.forward))
-    states, _ = encoders.alignment._anchor_states(clip, prompts, layout, range(len(prompts)))
+    states, _ = encoders.alignment.anchor_states(clip, prompts, layout, range(len(prompts)))
     counts = {name: sum(rows) for name, rows in read.items()}
     assert len(counts) == 2 and all(30 <= count <= len(prompts) + 5 for count in counts.values()), str(read)
     assert all(len(rows) for own in states.values() for rows in own)
