@@ -46,6 +46,9 @@ def host():
         ({"direction": "d", "also": ["cigarettes", " "]}, "also: one of the words is empty"),
         ({"direction": "d", "also": ["a red car", "A red car"]}, "also: 'A red car' would be the category"),
         ({"direction": "d", "budget": 2}, "budget a share from 0 to 1"),
+        ({"direction": "d", "client_header": "X-Class", "budgets": {"staff": 2}}, "budget a share from 0 to 1"),
+        ({"direction": "d", "client_header": "X-Class", "budgets": {"staff": "2"}}, "not numbers by class of client"),
+        ({"direction": "d", "budgets": {"staff": 0.1}}, "client_header and budgets need each other"),
         ({"direction": "d", "alpha": float("nan")}, "alpha is -20 to 20"),
     ],
 )

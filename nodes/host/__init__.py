@@ -42,12 +42,13 @@ def register(load_direction: Callable[[str], Any], load_judge: Callable[[str], A
     from server import PromptServer  # ComfyUI's, which exists only inside it
 
     from . import patches
-    from .pages import add_routes
+    from .pages import add_routes, hand_on_headers
     from .server import Host
 
     handlers = getattr(PromptServer.instance, "on_prompt_handlers", ())
     if any(getattr(handler, "variable", None) == VARIABLE for handler in handlers):
         return
     host = Host(path, load_direction, load_judge)
+    hand_on_headers(PromptServer.instance)
     add_routes(PromptServer.instance, host, patches.apply(host))
     PromptServer.instance.add_on_prompt_handler(host)

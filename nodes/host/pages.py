@@ -9,7 +9,7 @@ from typing import Any, Iterable
 
 from ...directions.graph import HEALTH
 from .encoding import Encoding
-from .server import Host
+from .server import HEADERS, Host
 
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Safety Directions</title>
 <style>body{{font:16px/1.5 system-ui,sans-serif;max-width:50rem;margin:2rem auto;padding:0 1rem;color-scheme:light dark}}
@@ -48,6 +48,18 @@ def page(host: Host, encoding: Encoding) -> str:
 
 def _rows(rows: Iterable[Iterable[Any]]) -> str:
     return "".join(f"<tr>{''.join(f'<td>{escape(str(cell))}' for cell in row)}</tr>" for row in rows)
+
+
+def hand_on_headers(server: Any) -> None:
+    """Let the on-prompt handler see the headers of the request that queues a prompt, which ComfyUI keeps from it."""
+    from aiohttp import web
+
+    @web.middleware
+    async def keep(request: Any, handler: Any) -> Any:
+        HEADERS.set(request.headers)
+        return await handler(request)
+
+    server.app.middlewares.append(keep)
 
 
 def add_routes(server: Any, host: Host, encoding: Encoding) -> None:

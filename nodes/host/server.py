@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import uuid
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, Mapping
 
 from comfy_execution.utils import get_executing_context
 
@@ -21,10 +22,14 @@ from .policy import Policy, read_policy
 
 PREFIX = "safety-direction"
 NUMBER = "safety_direction_policy"
-"""An input that says how often the policy has changed."""
+"""An input that says how often the policy has changed, and the client's budget."""
 
 MOST = 10_000
 """Prompts whose policy is known, before those that have run are forgotten."""
+
+
+HEADERS: ContextVar[Mapping[str, str]] = ContextVar("headers")
+"""Of the request that queues a prompt."""
 
 
 class HostFault(ValueError):
@@ -150,6 +155,11 @@ class Host:
             raise HostFault(f"Safety Direction host mode refuses every prompt. {self.fault}")
         return order
 
+    def _budget(self) -> float:
+        """Of the client that queues a prompt."""
+        policy = self.policy
+        return policy.budgets.get(HEADERS.get({}).get(policy.client_header or "", ""), policy.budget)
+
     def _forget(self) -> None:
         """Prompts that have run."""
         from server import PromptServer  # ComfyUI's, which exists only inside it
@@ -172,13 +182,20 @@ class Host:
         told = texts(graph, self.policy.log_prompts)
         say(f"prompt from client {client}", event="queued", client=client, **told)
         prompt_id = request.get("prompt_id") or str(uuid.uuid4())
-        self._queued[prompt_id] = self._order
-        graph = anew(graph, self._changes) if self._changes else graph
+        budget = self._budget()
+        self._queued[prompt_id] = with_budget(self._order, budget)
+        if self._changes or self.policy.budgets:
+            graph = anew(graph, f"{self._changes} {budget}")
         return {**request, "prompt_id": prompt_id, "prompt": graph}
 
 
-def anew(graph: dict[str, Any], number: int) -> dict[str, Any]:
-    """A graph that ComfyUI runs from its loaders on, where it kept outputs of another policy's time.
+def with_budget(order: Order, budget: float) -> Order:
+    """The same, for a client of another budget."""
+    return order if budget == order.settings.budget else replace(order, settings=replace(order.settings, budget=budget))
+
+
+def anew(graph: dict[str, Any], number: str) -> dict[str, Any]:
+    """A graph that ComfyUI runs from its loaders on, where it kept outputs of another policy's time or another budget's.
 
     The nodes that no other feeds get one more input, which none of them reads.
     """

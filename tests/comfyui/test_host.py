@@ -397,6 +397,18 @@ def ran_under(remote, policy):
     return [notes_of_host_mode(remote.finished(prompt_id))[0]["direction"] for prompt_id in ids]
 
 
+def budgets_of(remote, policy):
+    """What clients of three classes are read by, each with the same graph, one after the other."""
+    policy(direction="few", judge=None, client_header="X-Class", budgets={"staff": 0.001, "pupils": 0.3})
+    found = []
+    for kind in ("staff", "pupils", "somebody", "staff"):
+        body = json.dumps({"prompt": linked(base(), pos__text="a vase of tulips", ckpt__name="budgets")}).encode()
+        asking = urllib.request.Request(remote.address + "/prompt", body, {"X-Class": kind})
+        prompt_id = json.load(urllib.request.urlopen(asking))["prompt_id"]
+        found.append(notes_of_host_mode(remote.finished(prompt_id))[0]["budget"])
+    return found
+
+
 def test_finished_pictures_are_judged_where_the_policy_names_a_judge(alignments, tmp_path):
     """Red ones are unsafe by the colour judge: black, refused or only reported, as the policy says."""
     folder = tmp_path / "base" / "models" / "safety_directions"
@@ -429,6 +441,7 @@ def test_finished_pictures_are_judged_where_the_policy_names_a_judge(alignments,
         policy(on_flag="report")
         assert shown(host) == [(255, 0, 0), (0, 255, 0)]
         assert ran_under(Remote(host.url), policy) == ["smollm2-135m-instruct"] * 3 + ["few"] * 3
+        assert budgets_of(Remote(host.url), policy) == [0.001, 0.3, 0.01, 0.001]
         policy(on_flag="refuse")
         with pytest.raises(GraphError, match="1 of 2 pictures unsafe by colour, 1.00 over 0.50. Nothing is shown"):
             shown(host)
