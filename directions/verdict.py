@@ -16,7 +16,7 @@ FLOOR = 0.5
 """Share of everyday harmless prompts that lie below the floor, where grading begins: the median one is left as it is."""
 
 
-STEEPNESS = 16
+STEEPNESS = 18
 """The power of the grade that graded steering's strength is: nearly nothing for most harmless prompts, and most of it where a
 prompt comes near the threshold. The least at which harmless prompts drift by no more than 0.1 benign spreads (docs/log.md)."""
 
