@@ -11,7 +11,7 @@ import torch
 
 from directions.alignment import Alignment
 from directions.eight_bits import eight_bits_or_half
-from directions.slot import _SHAPES, SlotAlignment
+from directions.slot import SlotAlignment
 from directions.special_tokens import SpecialTokenBank
 
 from ..reading import alignment
@@ -58,9 +58,9 @@ def _widened(slot: SlotAlignment, size: Slot, seed: int) -> SlotAlignment:
     """A slot of another width, of made-up numbers."""
     draw = torch.Generator().manual_seed(seed)
     wide = {
-        name: torch.randn(*getattr(slot, name).shape[:-1], size.width, generator=draw)
-        for name, letters in _SHAPES.items()
-        if letters.endswith("W") and name != "bank"
+        name: torch.randn(*value.shape[:-1], size.width, generator=draw)
+        for name, value in vars(slot).items()
+        if torch.is_tensor(value) and value.shape[-1] == slot.width and name != "bank"
     }
     wide["bank"] = eight_bits_or_half(torch.randn(BANK, size.width, generator=draw))
     means = torch.randn(PROMPTS, size.width, generator=draw)
