@@ -26,12 +26,13 @@ FEWEST = 200
 """Everyday harmless prompts; with fewer a budget of 1% is read off one of them."""
 
 HARMLESS = 1000
-"""Everyday harmless prompts that words are told from, if nobody says otherwise; with 400 up to 0.04 fewer unseen phrasings are
-found, with 3,900 no more (docs/log.md, Typed words)."""
+"""Everyday harmless prompts that words are told from, if nobody says otherwise. With 400 up to 0.04 fewer unseen phrasings are
+found; with 3,900 up to 0.04 more, and up to 0.05 more of the neighbours are flagged (docs/log.md, Typed words)."""
 
 LENIENT, LEAST_FOUND = 0.05, 0.5
 """Of a word that the encoder doesn't tell from anything else fewer than half of the held-out prompts are found at a budget of 5%.
-Words for things lie above 0.9 (docs/log.md, Typed words)."""
+On MiniLM all words that were
+tried lie above 0.9 (docs/log.md, Typed words)."""
 
 COMMON = 0.1
 """Share of harmless prompts that name a word which would flag everything."""
