@@ -29,7 +29,9 @@ class ReadingProgress:
         if done % REPORT == 0 or done == self.total:
             self.bar.update_absolute(done)
         now = time.monotonic()
-        if now >= self.next and done > self.finished:
+        if done == self.total:
+            _show(f"{self.total:,} harmless prompts were read, once for this text encoder.")
+        elif now >= self.next and done > self.finished:
             self.next = now + EVERY
             left = (now - self.start) / (done - self.finished) * (self.total - done)
             _show(

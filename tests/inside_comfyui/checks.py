@@ -357,6 +357,9 @@ def test_the_node_says_how_much_is_read_how_long_it_takes_and_that_it_is_once(en
     assert "If you cancel" in said[-1][1]
     # 0.1 s each, and about 900 are left.
     assert 88 <= int(said[-1][1].split("about ")[1].split(" s")[0]) <= 92
+    with CurrentNodeContext("prompt", "7"):
+        progress.update(1500)
+    assert said[-1] == ("7", "1,500 harmless prompts were read, once for this text encoder.")
 
 
 def test_a_damaged_file_of_a_cancelled_alignment_is_read_anew(encoders, direction, minilm, tmp_path):
