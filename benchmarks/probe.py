@@ -189,7 +189,7 @@ def measure(source: str, target: str, split: str = "held_out") -> list[dict[str,
     own = directions.align(native(target, direction), data.anchors, method="ridge")
     random = [directions.align(noise(target, direction, seed), data.anchors, method="ridge") for seed in range(3)]
     # The paper's native direction is the plain mean difference; `own` is the same as we steer with it
-    # (directions/align.py, _separate).
+    # (directions/align.py, separated).
     difference = torch.nn.functional.normalize(pool(data.train_safe).mean(0) - pool(data.train_unsafe).mean(0), dim=0)
     plain = _changed(
         own,

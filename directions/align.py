@@ -100,7 +100,7 @@ def align_slot(
         vectors = separate(steps, states.means, SHRINKAGE)
         reading, tokens = _widened(reading, states.projection), states.sample
     else:
-        vectors = _separate(steps * target_standard.spread, target).float()
+        vectors = separated(steps * target_standard.spread, target).float()
         tokens = [tokens[i] for i in rows]
     return assembled(
         names,
@@ -131,7 +131,7 @@ def assembled(
         vectors: [K, W].
         tokens: harmless token states, a list of [T_i, W].
         everyday: bool [N], which of the harmless prompts a budget speaks of.
-        landing: token states to land on, [M, W]; None lands on those of `tokens` that score below average.
+        landing: token states to land on, [M, W]; None draws them from `tokens`, see `_bank`.
     """
     found = {name: getattr(reading, name) for name in reading._fields if name != "separation"}
     states = _bank(tokens, reading.center, reading.readers) if landing is None else landing
@@ -219,7 +219,7 @@ def _check(direction: Direction, states: Sequence[Tensor] | Tensor) -> tuple[lis
     return tokens, pooled
 
 
-def _separate(steps: Tensor, pooled: Tensor) -> Tensor:
+def separated(steps: Tensor, pooled: Tensor) -> Tensor:
     """Directions [K, W] that part safe from unsafe with less benign drift: shrunken inverse covariance times the step.
 
     The transferred step also holds what safe and unsafe prompts differ in by chance, mostly along the directions in

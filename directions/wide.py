@@ -192,7 +192,7 @@ def widened(steps: Tensor, rows: Tensor, means: Tensor) -> Tensor:
 
 
 def separate(steps: Tensor, means: Tensor, shrinkage: float) -> Tensor:
-    """The same as `align._separate`, solved among the prompts (Woodbury), which are fewer than the columns.
+    """The same as `align.separated`, solved among the prompts (Woodbury), which are fewer than the columns.
 
     Args:
         steps: [K, W]; means: [n, W], mean states of benign prompts.

@@ -10,7 +10,7 @@ from typing import Any, Callable, Mapping, NamedTuple, Sequence
 import torch
 from torch import Tensor
 
-from .align import _separate, assembled
+from .align import assembled, separated
 from .alignment import STATES, Alignment
 from .direction import Direction
 from .direction_format import GLOBAL, is_name
@@ -266,7 +266,7 @@ def _vectors(typed: Typed, states: Mapping[str, Tensor], kept: Mapping[str, Sequ
             ).mean(0)
         )
     each = torch.stack(steps).to(dtype)
-    return _separate(torch.cat([each.mean(0, keepdim=True), each]), pooled).float()
+    return separated(torch.cat([each.mean(0, keepdim=True), each]), pooled).float()
 
 
 def _check_found(aligned: Alignment, typed: Typed, slots: Mapping[str, Mapping[str, Tensor]]) -> None:

@@ -65,7 +65,7 @@ def test_solved_among_prompts_or_among_columns_it_is_the_same():
     means = torch.randn(60, 90, generator=draw) * torch.logspace(0, 1, 90)
     steps = torch.randn(3, 90, generator=draw)
     assert torch.allclose(
-        separate(steps, means, align_module.SHRINKAGE), align_module._separate(steps, means), atol=1e-3
+        separate(steps, means, align_module.SHRINKAGE), align_module.separated(steps, means), atol=1e-3
     )
 
 

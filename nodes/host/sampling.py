@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Iterable, MutableMapping
+from typing import Any, Iterable
 
 import torch
-from torch import Tensor
-from torch.utils.weak import WeakIdKeyDictionary
 
-from ...directions.steer import SteeringSettings
 from ..encoders.entry import Entry
 from ..encoders.flag import act_on
 from ..encoders.guard import as_cond, as_entry, lowest_cfg, weighs_otherwise
@@ -22,10 +19,6 @@ from .server import Host
 
 class Unread(ValueError):
     """Conditioning whose text this process never read."""
-
-
-_PASSED: MutableMapping[Tensor, SteeringSettings] = WeakIdKeyDictionary()
-"""States that were let into a sampler, and by which settings: what was only reported doesn't pass where prompts are steered."""
 
 
 def guarded(guider: Any, host: Host) -> dict[str, list]:
@@ -45,7 +38,7 @@ def guarded(guider: Any, host: Host) -> dict[str, list]:
         entries = [_guard(as_entry(cond), host, avoided) for cond in conds]
         for record in (record for entry in entries if not avoided for record in marks(entry)[:1]):
             note(NODE, record)
-        _PASSED.update((states, host.settings) for states, _ in entries if torch.is_tensor(states))
+        host.passed.update((states, host.settings) for states, _ in entries if torch.is_tensor(states))
         found[name] = [as_cond(entry) for entry in entries]
     return found
 
@@ -58,7 +51,7 @@ def check_batch(conds: Iterable[list | None], host: Host) -> None:
     """
     for cond in (cond for side in conds for cond in side or ()):
         entry = as_entry(cond)
-        if not torch.is_tensor(entry[0]) or _PASSED.get(entry[0]) == host.settings:
+        if not torch.is_tensor(entry[0]) or host.passed.get(entry[0]) == host.settings:
             continue
         if not silent(entry) and not any(record.host and record.settings == host.settings for record in marks(entry)):
             if not host.reports:
@@ -67,7 +60,7 @@ def check_batch(conds: Iterable[list | None], host: Host) -> None:
                     "sampled. Give it what a text encode node gives, unchanged"
                 )
             say(f"{NODE}: a patch on the model holds a text that this server hasn't read", event="unread", action="reported")
-        _PASSED[entry[0]] = host.settings
+        host.passed[entry[0]] = host.settings
 
 
 def _guard(entry: Entry, host: Host, avoided: bool) -> Entry:

@@ -7,9 +7,11 @@ import uuid
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Callable, Mapping
+from typing import Any, Callable, Mapping, MutableMapping
 
 from comfy_execution.utils import get_executing_context
+from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from ...directions.graph import is_link
 from ...directions.joining import joined_fingerprint
@@ -65,6 +67,8 @@ class Host:
         self._seen, self._changes = self._stamp(), 0
         self._order: Order | None = None
         self._queued: dict[str, Order] = {}  # what each prompt runs under, by its id
+        # States let into a sampler, by which settings: what was only reported doesn't pass where prompts are steered.
+        self.passed: MutableMapping[Tensor, Any] = WeakIdKeyDictionary()
         LOG.addHandler(self.counts)
         LOG.setLevel(logging.INFO)
         self._read()
